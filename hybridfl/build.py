@@ -1,0 +1,217 @@
+"""From a config node to an object: the signature of the ``_target_`` is the schema.
+
+One builder serves every config group. Annotations say what is allowed: plain types, ``Literal`` choices, unions, small
+dataclasses for nested options, and ``Annotated[..., Range(...)]`` for numbers. Whatever does not fit is a
+:class:`~hybridfl.errors.ConfigError` that names the key, the value and the nearest valid choice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from hybridfl.errors import ConfigError, nearest
+
+EMPTY = inspect.Parameter.empty
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Bounds of a number, both included unless ``above``/``below`` say otherwise."""
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def problem(self, value: float) -> str | None:
+        if self.low is not None and value < self.low:
+            return f"must be at least {self.low:g}; nearest valid value: {self.low:g}"
+        if self.above is not None and value <= self.above:
+            return f"must be above {self.above:g}"
+        if self.high is not None and value > self.high:
+            return f"must be at most {self.high:g}; nearest valid value: {self.high:g}"
+        if self.below is not None and value >= self.below:
+            return f"must be below {self.below:g}"
+        return None
+
+
+PositiveInt = Annotated[int, Range(low=1)]
+NonNegativeInt = Annotated[int, Range(low=0)]
+PositiveFloat = Annotated[float, Range(above=0)]
+NonNegativeFloat = Annotated[float, Range(low=0)]
+Fraction = Annotated[float, Range(low=0, high=1)]
+
+
+def locate(dotted: str, key: str) -> Callable[..., Any]:
+    """The class or function named by a dotted path.
+
+    Raises:
+        ConfigError: the module cannot be imported or has no such name.
+    """
+    module_name, _, name = dotted.rpartition(".")
+    if not module_name:
+        raise ConfigError(key, f"'{dotted}' is not a dotted path such as hybridfl.methods.fedavg.FedAvg.")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(key, f"cannot import '{dotted}': {error}.") from error
+    try:
+        found = getattr(module, name)
+    except AttributeError:
+        public = [other for other in vars(module) if not other.startswith("_")]
+        raise ConfigError(key, f"module '{module_name}' has no '{name}'. {nearest(name, public)}") from None
+    if not callable(found):
+        raise ConfigError(key, f"'{dotted}' is a {type(found).__name__}, not a class or function.")
+    return typing.cast(Callable[..., Any], found)
+
+
+def build(node: Mapping[str, Any], key: str, context: Mapping[str, Any] | None = None) -> Any:
+    """Call the node's ``_target_`` with its other keys, checked and converted.
+
+    Args:
+        node: plain containers, interpolations resolved.
+        key: where the node stands in the config, for messages.
+        context: values the program itself supplies (``input_shape``, …) to targets whose signature names them.
+    """
+    if "_target_" not in node:
+        raise ConfigError(key, "needs a _target_: the dotted path of a class or function.")
+    target = locate(str(node["_target_"]), f"{key}._target_")
+    options = {name: value for name, value in node.items() if name != "_target_"}
+    return call(target, options, key, context or {})
+
+
+def signature_of(target: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
+    """Parameters of a target by name, and their resolved annotations."""
+    parameters = {
+        name: parameter for name, parameter in inspect.signature(target).parameters.items() if name != "self"
+    }
+    annotated = target.__init__ if inspect.isclass(target) else target
+    try:
+        hints = typing.get_type_hints(annotated, include_extras=True)
+    except (NameError, TypeError):
+        hints = {}
+    return parameters, hints
+
+
+def call(target: Callable[..., Any], options: Mapping[str, Any], key: str, context: Mapping[str, Any]) -> Any:
+    """``target(**options)`` after every option was checked against the signature."""
+    parameters, hints = signature_of(target)
+    takes_anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    arguments: dict[str, Any] = {}
+    for name, value in options.items():
+        place = f"{key}.{name}" if key else name
+        if name not in named and not takes_anything:
+            valid = [n for n in named if n not in context]
+            raise ConfigError(place, f"unknown key. {nearest(name, valid) or 'It takes no keys.'}")
+        arguments[name] = convert(value, hints.get(name, EMPTY), place, context)
+    for name, parameter in named.items():
+        if name in arguments:
+            continue
+        if name in context:
+            arguments[name] = context[name]
+        elif parameter.default is EMPTY:
+            raise ConfigError(f"{key}.{name}" if key else name, "is required and not given.")
+    try:
+        return target(**arguments)
+    except ConfigError as error:
+        raise error.under(key) from error
+
+
+def convert(value: Any, annotation: Any, key: str, context: Mapping[str, Any] | None = None) -> Any:
+    """``value`` as the annotation wants it, or a :class:`ConfigError` that says why not."""
+    context = context or {}
+    if isinstance(value, Mapping) and "_target_" in value:
+        return build(value, key, context)
+    if annotation is EMPTY or annotation is Any:
+        return value
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        converted = convert(value, args[0], key, context)
+        for constraint in args[1:]:
+            if isinstance(constraint, Range) and isinstance(converted, int | float):
+                problem = constraint.problem(converted)
+                if problem:
+                    raise ConfigError(key, f"got {_shown(value)}: {problem}.")
+        return converted
+    if origin is Literal:
+        if any(value == choice and type(value) is type(choice) for choice in args):
+            return value
+        raise ConfigError(key, f"got {_shown(value)}. {nearest(value, map(str, args))}")
+    if origin in (Union, types.UnionType):
+        return _convert_union(value, args, key, context)
+    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+        if isinstance(value, Mapping):
+            return call(annotation, value, key, context)
+        names = ", ".join(field.name for field in dataclasses.fields(annotation))
+        raise ConfigError(key, f"got {_shown(value)}: expected a group of options ({names}).")
+    if annotation in _TYPE_NAMES:
+        return _convert_scalar(value, annotation, key)
+    if origin is tuple or origin in (list, Sequence):
+        if not isinstance(value, list | tuple):
+            raise ConfigError(key, f"got {_shown(value)}: expected a list such as [1, 2].")
+        items = [convert(item, args[0] if args else EMPTY, f"{key}[{i}]", context) for i, item in enumerate(value)]
+        return tuple(items) if origin is tuple else items
+    if origin in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise ConfigError(key, f"got {_shown(value)}: expected a mapping such as {{name: value}}.")
+        return {k: convert(v, args[1] if args else EMPTY, f"{key}.{k}", context) for k, v in value.items()}
+    if isinstance(value, Mapping | str | int | float | bool) or value is None:
+        example = f"{key}={{_target_: …}}"
+        raise ConfigError(key, f"got {_shown(value)}: expected a config group with a _target_, as in {example}.")
+    return value
+
+
+def _convert_union(value: Any, members: Sequence[Any], key: str, context: Mapping[str, Any]) -> Any:
+    # The member whose type is exactly the value's goes first, so that 5 stays a whole number in `int | float`.
+    exact = [m for m in members if _plain(m) is type(value)]
+    first: ConfigError | None = None
+    for member in [*exact, *(m for m in members if m not in exact and _plain(m) is not type(None)), type(None)]:
+        if member is type(None) and member not in members:
+            break
+        try:
+            return convert(value, member, key, context)
+        except ConfigError as error:
+            first = first or error
+    raise first or ConfigError(key, f"got {_shown(value)}.")
+
+
+def _plain(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _convert_scalar(value: Any, kind: type, key: str) -> Any:
+    wrong = ConfigError(key, f"got {_shown(value)}: expected {_TYPE_NAMES[kind]}.")
+    if kind is type(None):
+        if value is None:
+            return None
+        raise wrong
+    if isinstance(value, bool) or kind is bool:
+        if isinstance(value, bool) and kind is bool:
+            return value
+        raise wrong
+    if kind is int:
+        if isinstance(value, int):
+            return value
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        raise wrong
+    if kind is float:
+        if isinstance(value, int | float) and not math.isnan(value):
+            return float(value)
+        raise wrong
+    if isinstance(value, str):
+        return value
+    raise wrong
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,0 +1,202 @@
+"""The command line. Nothing heavy is imported before a command needs it: ``--help`` and ``list`` know no torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from hybridfl import __version__
+from hybridfl.errors import ConfigError, HybridflError, nearest
+
+TRAIN_HELP = """\
+Overrides are key=value, as in Hydra: rounds=10 merging.search.steps=20 client_optimizer.lr=0.05
+  config groups take the name of a choice: model=cnn baseline=fedavg (see `hybridfl list`)
+  with -m, commas and ranges make a sweep: -m baseline=none,fedavg seed=0,1,2
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; its exit status: 0 done, 2 wrong input, 1 anything else, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _dispatch(arguments)
+        sys.stdout.flush()
+        return status
+    except HybridflError as error:
+        print(f"hybridfl: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("hybridfl: interrupted; the same command continues where it stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, has gone; what Python flushes at exit must not complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except SystemExit as stop:  # argparse
+        return stop.code if isinstance(stop.code, int) else 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"hybridfl {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise ConfigError(name, f"unknown command. {nearest(name, COMMANDS)}")
+    return COMMANDS[name][0](rest)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: hybridfl COMMAND …",
+            "",
+            "Hybrid data learning: clients with private data and a server with a little of its own.",
+            "",
+            *lines,
+            "",
+            "hybridfl COMMAND --help explains a command.",
+        ]
+    )
+
+
+def _parser(name: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"hybridfl {name}",
+        description=COMMANDS[name][1],
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _train(arguments: list[str]) -> int:
+    parser = _parser("train", TRAIN_HELP)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("-m", "--multirun", action="store_true", help="run every combination of comma lists")
+    parser.add_argument("--dry-run", action="store_true", help="check, show the split and the costs, run nothing")
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with config groups of your own")
+    chosen = parser.parse_intermixed_args(arguments)
+    # A user's method beside the config folder must be found, but never hide an installed module.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    with _terminable():
+        if chosen.multirun:
+            return _sweep(chosen)
+        return _single(chosen)
+
+
+def _single(chosen: argparse.Namespace) -> int:
+    from hybridfl.config import Composer
+
+    with Composer(chosen.config_dir) as composer:
+        composed = composer.compose(chosen.overrides)
+    if composed.has_sweep:
+        print("hybridfl: the preset brings a sweep, which only -m runs; this is its first setting.", file=sys.stderr)
+    from hybridfl.plan import make_plan
+
+    plan = make_plan(composed)
+    if chosen.dry_run:
+        from hybridfl.describe import describe
+
+        print(describe(plan))
+        return 0
+    from hybridfl.experiment import run
+    from hybridfl.progress import make_progress
+
+    with make_progress(plan.settings.ui) as progress:
+        path = run(plan, progress)
+    print(f"run: {path.resolve()}")
+    return 0
+
+
+def _sweep(chosen: argparse.Namespace) -> int:
+    if chosen.dry_run:
+        raise ConfigError("--dry-run", "checks one run; leave out -m. A sweep checks all its jobs before the first.")
+    from hybridfl.compare import render
+    from hybridfl.sweep import sweep
+
+    finished = sweep(chosen.overrides, chosen.config_dir)
+    try:
+        print(render([finished.folder]))
+    except HybridflError as error:  # nothing finished: the failures have been shown already
+        print(f"hybridfl: {error}", file=sys.stderr)
+    if finished.failed:
+        print(f"hybridfl: {finished.failed} of the sweep's jobs failed.", file=sys.stderr)
+    print(f"sweep: {finished.folder.resolve()}")
+    return 1 if finished.failed else 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C, so that a checkpoint is written."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _compare(arguments: list[str]) -> int:
+    from hybridfl import compare
+
+    parser = _parser("compare")
+    compare.add_arguments(parser)
+    return compare.run(parser.parse_args(arguments))
+
+
+def _show(arguments: list[str]) -> int:
+    from hybridfl import show
+
+    parser = _parser("show")
+    show.add_arguments(parser)
+    return show.run(parser.parse_args(arguments))
+
+
+def _list(arguments: list[str]) -> int:
+    from hybridfl.config import GROUPS, choices
+
+    parser = _parser("list")
+    parser.add_argument("group", nargs="?", help="a config group; without it, all of them")
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with config groups of your own")
+    chosen = parser.parse_args(arguments)
+    if chosen.group and chosen.group not in GROUPS:
+        raise ConfigError(chosen.group, f"unknown config group. {nearest(chosen.group, GROUPS)}")
+    for group in [chosen.group] if chosen.group else GROUPS:
+        found = choices(group, chosen.config_dir)
+        width = max(map(len, found), default=0)
+        print(group if chosen.group else f"\n{group}")
+        for name, file in found.items():
+            print(f"  {name:{width}}  {_first_comment(file)}")
+    return 0
+
+
+def _first_comment(file: Path) -> str:
+    first = file.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ").strip() if first.startswith("#") else "(no description)"
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "train": (_train, "Run an experiment, or with -m a sweep of them."),
+    "compare": (_compare, "Tables from finished runs: means over seeds, differences, rounds and bytes to a target."),
+    "show": (_show, "What a run was, how far it got and how well it did."),
+    "list": (_list, "The choices of the config groups."),
+}

@@ -1,0 +1,242 @@
+"""From a command line to a composed config: Hydra composes, and what it refuses is said in one readable message."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridfl.errors import ConfigError, nearest
+
+GROUPS = (
+    "dataset",
+    "partitioning",
+    "server_data",
+    "clients",
+    "model",
+    "client_optimizer",
+    "merging",
+    "baseline",
+    "topology",
+    "executor",
+    "experiment",
+)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A composed config.
+
+    Attributes:
+        config: plain containers, interpolations resolved, Hydra's own node left out.
+        method_key: ``"baseline"`` or ``"merging"``: the group the method was chosen from.
+        method_name: the chosen file's name.
+        overrides: what was typed.
+        has_sweep: whether a preset brings sweep parameters, which only ``-m`` runs.
+    """
+
+    config: dict[str, Any]
+    method_key: str
+    method_name: str
+    overrides: tuple[str, ...]
+    has_sweep: bool = False
+
+    @property
+    def line(self) -> str:
+        return " ".join(self.overrides)
+
+
+def conf_dir() -> Path:
+    """The shipped config folder: inside the package when installed from a wheel, beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def choices(group: str, extra: Path | None = None) -> dict[str, Path]:
+    """Choices of a config group by name, the user's own folder first."""
+    found: dict[str, Path] = {}
+    for root in filter(None, (extra, conf_dir())):
+        for file in sorted((root / group).glob("*.yaml")):
+            found.setdefault(file.stem, file)
+    return dict(sorted(found.items()))
+
+
+class Composer:
+    """Composes configs from the shipped folder and, if given, the user's own; use as a context manager."""
+
+    def __init__(self, config_dir: Path | None = None) -> None:
+        if config_dir is not None and not config_dir.is_dir():
+            raise ConfigError("--config-dir", f"'{config_dir}' is not a folder.")
+        self.extra = config_dir.resolve() if config_dir else None
+
+    def __enter__(self) -> Composer:
+        # Without it Hydra prints its own text and exits with status 1 instead of raising.
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        from hydra import initialize_config_dir
+        from hydra.core.global_hydra import GlobalHydra
+
+        GlobalHydra.instance().clear()
+        self._hydra = initialize_config_dir(str(conf_dir().resolve()), version_base="1.3", job_name="hybridfl")
+        self._hydra.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        from hydra.core.global_hydra import GlobalHydra
+
+        GlobalHydra.instance().clear()
+
+    def compose(self, overrides: Sequence[str]) -> Composed:
+        """One config.
+
+        Raises:
+            ConfigError: an unknown key, group or choice, or overrides that cannot be read.
+        """
+        from omegaconf import OmegaConf
+
+        with self._explained(overrides):
+            composed = self._raw(overrides)
+            chosen = composed.hydra.runtime.choices
+            names = {group: str(chosen.get(group)) for group in ("baseline", "merging")}
+            has_sweep = bool(composed.hydra.sweeper.get("params"))
+            plain = OmegaConf.to_container(OmegaConf.masked_copy(composed, [k for k in composed if k != "hydra"]))
+            resolved = OmegaConf.create(plain)
+            config = OmegaConf.to_container(resolved, resolve=True, throw_on_missing=True)
+        assert isinstance(config, dict)
+        typed: dict[str, Any] = {str(key): value for key, value in config.items()}
+        key = "baseline" if "_target_" in (typed.get("baseline") or {}) else "merging"
+        return Composed(typed, key, names[key], tuple(overrides), has_sweep)
+
+    def expand(self, overrides: Sequence[str]) -> list[list[str]]:
+        """The jobs of a sweep: the product of all comma lists, ranges and globs, in the order typed.
+
+        Raises:
+            ConfigError: a pattern that matches nothing, or overrides that cannot be read.
+        """
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+        with self._explained(overrides):
+            preset = self._raw(_choices_only(overrides)).hydra.sweeper.get("params") or {}
+            typed = {text.split("=", 1)[0] for text in overrides}
+            lines = [f"{key}={value}" for key, value in preset.items() if key not in typed] + list(overrides)
+            parsed = self._parse(lines)
+            for override in parsed:
+                if override.is_sweep_override() and not list(override.sweep_string_iterator()):
+                    key = override.key_or_group
+                    raise ConfigError(key, f"'{override.input_line}' matches nothing. {self._valid_choices(key)}")
+            jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+        return [list(job) for job in jobs]
+
+    def _raw(self, overrides: Sequence[str]) -> Any:
+        from hydra import compose
+
+        return compose("config", overrides=[*overrides, *self._search_path()], return_hydra_config=True)
+
+    def _search_path(self) -> list[str]:
+        return [f"hydra.searchpath=['file://{self.extra}']"] if self.extra else []
+
+    def _parse(self, overrides: Sequence[str]) -> list[Any]:
+        from hydra.core.global_hydra import GlobalHydra
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        loader = GlobalHydra.instance().config_loader()
+        return list(OverridesParser.create(config_loader=loader).parse_overrides(list(overrides)))
+
+    @contextmanager
+    def _explained(self, overrides: Sequence[str]) -> Iterator[None]:
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            yield
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise self._diagnosis(overrides, error) from error
+
+    def _diagnosis(self, overrides: Sequence[str], error: Exception) -> ConfigError:
+        """Which override is at fault, found by looking at them one by one rather than by reading Hydra's text."""
+        from hydra.errors import HydraException
+
+        for text in overrides:
+            try:
+                (override,) = self._parse([text])
+            except (HydraException, ValueError) as broken:
+                if "=" not in text:
+                    return ConfigError(text, "is not an override; write it as key=value, such as rounds=10.")
+                return ConfigError(text.split("=", 1)[0], f"cannot read '{text}': {_first_line(broken)}")
+            found = self._wrong_override(override, overrides)
+            if found:
+                return found
+        return ConfigError("", _first_line(error))
+
+    def _wrong_override(self, override: Any, overrides: Sequence[str]) -> ConfigError | None:
+        from omegaconf import OmegaConf
+
+        key = str(override.key_or_group)
+        if key.startswith("hydra"):
+            return None
+        group = key.split("@", 1)[0].lstrip("/")
+        if choices(group, self.extra):
+            values = [str(v) for v in (override.sweep_string_iterator() if override.is_sweep_override() else [])]
+            for value in values or [str(override.value())]:
+                if value not in choices(group, self.extra):
+                    return ConfigError(key, f"got '{value}'. {self._valid_choices(group)}")
+            return None
+        if override.is_sweep_override():
+            return None
+        try:
+            config = self._raw(_choices_only(overrides))
+        except Exception:
+            return None  # another override is at fault; the loop over all of them finds it
+        keys = list(_leaves(OmegaConf.to_container(OmegaConf.masked_copy(config, [k for k in config if k != "hydra"]))))
+        if override.is_add() or key in keys or any(leaf.startswith(f"{key}.") for leaf in keys):
+            return None
+        return ConfigError(key, f"unknown key. {nearest_key(key, keys)}")
+
+    def _valid_choices(self, group: str) -> str:
+        return nearest("", choices(group, self.extra)) if choices(group, self.extra) else ""
+
+
+def nearest_key(key: str, keys: Sequence[str]) -> str:
+    """The hint for a key that is not there: its siblings if the group is right, all keys otherwise."""
+    parent = key.rpartition(".")[0]
+    siblings = [k for k in keys if k.rpartition(".")[0] == parent] if parent else []
+    if siblings:
+        return nearest(key, siblings)
+    ends = {k.rpartition(".")[2]: k for k in keys}
+    same = ends.get(key.rpartition(".")[2])
+    if same:
+        return f"Did you mean '{same}'?"
+    return nearest(key, [*GROUPS, *keys])
+
+
+def _choices_only(overrides: Sequence[str]) -> list[str]:
+    """The overrides that choose a single file of a group."""
+    kept = []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        group = key.lstrip("+~").split("@", 1)[0]
+        if group in GROUPS and value and not any(mark in value for mark in ",({*"):
+            kept.append(text)
+    return kept
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    elif prefix:
+        yield prefix
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, or what caused it if it says nothing itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        if lines:
+            return lines[0]
+        cause = cause.__cause__
+    return type(error).__name__

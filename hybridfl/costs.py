@@ -1,0 +1,65 @@
+"""What a run costs: bytes between participants, multiply–accumulates, local steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from hybridfl.params import nbytes
+from hybridfl.types import SERVER, Job, Model, Result
+
+TRAINING_PASSES = 3
+"""A step costs one forward and about two forward passes backward (Kaplan et al. 2020, arXiv 2001.08361)."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Cumulative counters of a run.
+
+    Attributes:
+        bytes_up, bytes_down: from clients to the server, and back; raw examples that move count too.
+        bytes_peer: between clients.
+        macs: multiply–accumulates of all local work and measurements, evaluation excluded.
+        server_macs: the server's part of them.
+        local_steps: optimiser steps of the clients.
+    """
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    bytes_peer: int = 0
+    macs: int = 0
+    server_macs: int = 0
+    local_steps: int = 0
+
+    def plus(self, **more: int) -> Costs:
+        return replace(self, **{name: getattr(self, name) + value for name, value in more.items()})
+
+    def work(self, participant: int, macs: int, steps: int) -> Costs:
+        """Local work of a participant added."""
+        if participant == SERVER:
+            return self.plus(macs=macs, server_macs=macs)
+        return self.plus(macs=macs, local_steps=steps)
+
+
+def sent(job: Job) -> int:
+    """Bytes that a client needs to start the job: model, frozen tensors, context, optimiser state."""
+    return nbytes(_tensors([job.start, job.frozen, job.ctx, job.optimizer_state]))
+
+
+def returned(job: Job, result: Result) -> int:
+    """Bytes that come back: the trained model unless the job was a measurement, statistics, optimiser state."""
+    model = [] if job.is_measurement else [result.model]
+    return nbytes(_tensors([*model, result.probes, result.optimizer_state]))
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Model | list | tuple):
+            yield from _tensors(value)
+        elif isinstance(value, Mapping):
+            yield from _tensors(value.values())

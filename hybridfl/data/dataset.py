@@ -1,0 +1,132 @@
+"""What every reader returns: two labelled parts with a fixed boundary between them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridfl.errors import ConfigError, DataError
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Labelled images.
+
+    Attributes:
+        x: ``(N, C, H, W)``, uint8 or float32, raw values as stored.
+        y: ``(N,)``, int64, labels ``0 … classes - 1``.
+    """
+
+    x: NDArray[Any]
+    y: IntArray
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def first(self, limit: int | None) -> Examples:
+        """The first ``limit`` examples in the stored order; all of them for ``None``.
+
+        Raises:
+            ConfigError: there are fewer; key ``limit``.
+        """
+        if limit is None:
+            return self
+        if limit > len(self):
+            raise ConfigError(
+                "limit", f"got {limit}: there are {len(self)} examples; nearest valid value: {len(self)}."
+            )
+        return Examples(self.x[:limit], self.y[:limit])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set with its own train and test parts.
+
+    Attributes:
+        name: for messages and tables.
+        train, test: the two parts; test is never trained or selected on.
+        classes: number of classes.
+        mean, std: one number per channel, in units of the *raw* values of ``x``: a model is fed ``(x - mean) / std``,
+            so a uint8 set with values 0 … 255 has a mean such as 0.2860 * 255. They belong to the data set, not to the
+            files found: a subset of a set is standardised as the whole is.
+    """
+
+    name: str
+    train: Examples
+    test: Examples
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over shapes, types and bytes of all examples: the same name may hold another subset."""
+        digest = hashlib.sha256()
+        for array in (self.train.x, self.train.y, self.test.x, self.test.y):
+            digest.update(f"{array.shape}{array.dtype.str}".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()[:16]
+
+
+class Reader(Protocol):
+    """A config node of the group ``dataset``: its fields are the options, ``load`` reads the files."""
+
+    def load(self, root: Path) -> Dataset:
+        """The data set below ``root``.
+
+        Raises:
+            DataError: a file is missing, truncated or not what it claims to be.
+            ConfigError: an option does not fit the files; its key is the option's name.
+        """
+        ...
+
+
+def checked(x: NDArray[Any], y: NDArray[Any], classes: int, file: Path | str) -> Examples:
+    """Examples of which the structure is sure.
+
+    Args:
+        x: ``(N, C, H, W)``, uint8 or float32.
+        y: ``(N,)``, any whole numbers.
+        classes: labels must lie in ``0 … classes - 1``.
+        file: where they were read, for the message.
+
+    Raises:
+        DataError: a shape, type, length or label is wrong.
+    """
+    problem = _problem(x, y, classes)
+    if problem:
+        raise DataError(f"{file}: {problem}. The file is damaged or another data set: put the original back.")
+    return Examples(np.ascontiguousarray(x), np.ascontiguousarray(y, dtype=np.int64))
+
+
+def _problem(x: NDArray[Any], y: NDArray[Any], classes: int) -> str | None:
+    if x.ndim != 4:
+        return f"images have shape {x.shape}, expected four axes (examples, channels, height, width)"
+    if x.dtype not in (np.uint8, np.float32):
+        return f"images have type {x.dtype}, expected uint8 or float32"
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        return f"labels have shape {y.shape} and type {y.dtype}, expected one axis of whole numbers"
+    if len(x) != len(y):
+        return f"{len(x)} images but {len(y)} labels"
+    if not x.size:
+        return "there are no images"
+    if y.min() < 0 or y.max() >= classes:
+        wrong = y[(y < 0) | (y >= classes)][0]
+        return f"label {wrong} is out of range, expected 0 to {classes - 1}"
+    return None
+
+
+def advice(what: str, root: Path, folder: str) -> str:
+    """The sentence that ends a message about a missing or broken file: what belongs where."""
+    return (
+        f"Put {what} in {root / folder}, or set data_root or the environment variable HYBRIDFL_DATA "
+        f"to the folder that holds {folder}/."
+    )

@@ -1,0 +1,109 @@
+"""MNIST and Fashion-MNIST: gzipped IDX files.
+
+The format: a big-endian magic number (2051 images, 2049 labels), one 32-bit size per axis, then bytes. LeCun, Bottou,
+Bengio, Haffner 1998, Proc. IEEE 86(11); Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridfl.build import PositiveInt
+from hybridfl.data.dataset import Dataset, Examples, advice, checked
+from hybridfl.errors import DataError
+
+IMAGES, LABELS = 2051, 2049
+CLASSES = 10
+_AXES = {IMAGES: 3, LABELS: 1}
+_KIND = {IMAGES: "images", LABELS: "labels"}
+
+
+@dataclass(frozen=True)
+class MNIST:
+    """60,000 and 10,000 handwritten digits, 1x28x28, uint8.
+
+    Args:
+        limit: keep the first so many training examples; ``None`` keeps all.
+    """
+
+    limit: PositiveInt | None = None
+
+    def load(self, root: Path) -> Dataset:
+        """Reads the four files in ``root/mnist``; errors as in :class:`~hybridfl.data.dataset.Reader`."""
+        return _load("mnist", root, self.limit, mean=0.1307, std=0.3081)
+
+
+@dataclass(frozen=True)
+class FashionMNIST:
+    """60,000 and 10,000 pictures of clothes, 1x28x28, uint8.
+
+    Args:
+        limit: keep the first so many training examples; ``None`` keeps all.
+    """
+
+    limit: PositiveInt | None = None
+
+    def load(self, root: Path) -> Dataset:
+        """Reads the four files in ``root/fashion_mnist``; errors as in :class:`~hybridfl.data.dataset.Reader`."""
+        return _load("fashion_mnist", root, self.limit, mean=0.2860, std=0.3530)
+
+
+def read_idx(file: Path, magic: int, todo: str) -> NDArray[np.uint8]:
+    """The array in a gzipped IDX file: ``(N, H, W)`` for images, ``(N,)`` for labels.
+
+    Args:
+        file: where it is.
+        magic: the kind expected, :data:`IMAGES` or :data:`LABELS`.
+        todo: what the user can do, put at the end of messages.
+
+    Raises:
+        DataError: the file is missing, no gzip file, of the wrong kind, too short or too long.
+    """
+    content = _unzipped(file, todo)
+    header = 4 + 4 * _AXES[magic]
+    if len(content) < header:
+        raise DataError(f"{file}: truncated, {len(content)} bytes are no IDX header. {todo}")
+    found, *sizes = struct.unpack(f">{1 + _AXES[magic]}I", content[:header])
+    if found != magic:
+        raise DataError(f"{file}: magic number {found}, expected {magic} (IDX {_KIND[magic]}). {todo}")
+    missing = header + math.prod(sizes) - len(content)
+    if missing > 0:
+        raise DataError(f"{file}: truncated, {missing} bytes are missing for the sizes {sizes} it states. {todo}")
+    if missing < 0:
+        raise DataError(f"{file}: {-missing} bytes too many for the sizes {sizes} it states. {todo}")
+    # A copy, because an array over `bytes` is read-only and torch warns about those.
+    return np.frombuffer(content, np.uint8, offset=header).reshape(sizes).copy()
+
+
+def _unzipped(file: Path, todo: str) -> bytes:
+    try:
+        with gzip.open(file) as stream:
+            return stream.read()
+    except FileNotFoundError:
+        raise DataError(f"{file}: not found. {todo}") from None
+    except EOFError:
+        raise DataError(f"{file}: truncated, the gzip stream ends too early. {todo}") from None
+    except (OSError, zlib.error) as error:
+        raise DataError(f"{file}: cannot be read ({error}). {todo}") from error
+
+
+def _load(folder: str, root: Path, limit: int | None, mean: float, std: float) -> Dataset:
+    train, test = _part(root, folder, "train"), _part(root, folder, "t10k")
+    if train.x.shape[1:] != test.x.shape[1:]:
+        raise DataError(f"{root / folder}: train images are {train.x.shape[1:]}, test images {test.x.shape[1:]}.")
+    return Dataset(folder, train.first(limit), test, CLASSES, mean=(mean * 255,), std=(std * 255,))
+
+
+def _part(root: Path, folder: str, part: str) -> Examples:
+    todo = advice("the four original IDX files (.gz)", root, folder)
+    labels = root / folder / f"{part}-labels-idx1-ubyte.gz"
+    x = read_idx(root / folder / f"{part}-images-idx3-ubyte.gz", IMAGES, todo)
+    return checked(x[:, None], read_idx(labels, LABELS, todo), CLASSES, labels)

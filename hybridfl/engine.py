@@ -1,0 +1,338 @@
+"""The one loop's body: a round of any method, as a function from snapshot to snapshot.
+
+The engine decides who is born, how many steps are done, what arrives late, what is dropped and what is paid. A method
+sees none of it. A snapshot is never changed in place: a round that is interrupted or abandoned leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hybridfl import params as P
+from hybridfl.availability import Arrival, Schedule
+from hybridfl.costs import TRAINING_PASSES, Costs, returned, sent
+from hybridfl.errors import ConfigError, HybridflError
+from hybridfl.executors import Executor
+from hybridfl.federation import Federation
+from hybridfl.local import LocalWork, Outcome, Task
+from hybridfl.rng import stream, torch_seed
+from hybridfl.types import SERVER, Job, Method, Result, Results, Round, State
+
+
+@dataclass(frozen=True, eq=False)
+class InFlight:
+    """A client's result that has been computed and has not arrived yet; ``None`` was dropped on the way."""
+
+    arrival: int
+    slot: int
+    order: int
+    result: Result | None
+    upload: int
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """Everything a run remembers between two rounds.
+
+    Attributes:
+        round: rounds completed.
+        state: the method's.
+        in_flight: results that arrive later.
+        moved: pairs ``[owner, participant]`` whose raw examples have been sent already.
+        bad_rounds: consecutive rounds with a non-finite result, up to now.
+        seconds: time spent, over all attempts to continue.
+    """
+
+    round: int
+    state: State
+    in_flight: tuple[InFlight, ...] = ()
+    costs: Costs = Costs()
+    moved: tuple[tuple[int, int], ...] = ()
+    bad_rounds: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Record:
+    """What is told of one round: rows for ``method.csv`` and lines for the log."""
+
+    reports: list[tuple[str, int | None, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Unsuitable(ConfigError):
+    """A method that cannot run on this federation: refused alone, skipped in a sweep."""
+
+
+class _Abandoned(Exception):
+    """The round cannot go on; the state stays as it was."""
+
+
+@dataclass(eq=False)
+class Engine:
+    """Runs rounds of a method on a federation.
+
+    Attributes:
+        rounds: of the whole run; births that would arrive later are not trained.
+        max_bad_rounds: consecutive rounds with a non-finite result after which the run stops.
+        server_start_steps: steps on the server's examples before round 0 (``start=server``).
+    """
+
+    federation: Federation
+    method: Method
+    executor: Executor
+    rounds: int
+    max_bad_rounds: int = 3
+    server_start_steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.schedule = Schedule(self.federation.clients, self.rounds, self.federation.seed)
+
+    def begin(self) -> Snapshot:
+        """The snapshot before round 0, after the work that ``start=server`` asks for."""
+        if not self.server_start_steps:
+            return Snapshot(0, self.method.init(self.federation))
+        federation, steps = self.federation, self.server_start_steps
+        job = Job(SERVER, federation.fresh_model(), steps=steps)
+        rows = federation.rows(SERVER, job.view)
+        keys = (-1, SERVER, "start", 0)
+        task = Task(
+            job,
+            replace(federation.work, steps=steps),
+            steps,
+            rows,
+            0,
+            stream(federation.seed, "local", *keys),
+            torch_seed(federation.seed, "net", *keys),
+        )
+        (outcome,) = self.executor.run(federation.bench, [task])
+        if not math.isfinite(outcome.result.loss):
+            raise HybridflError("start=server diverged; try a smaller client_optimizer.lr.")
+        federation.start = outcome.result.model
+        macs = TRAINING_PASSES * outcome.trained * federation.forward_macs
+        return Snapshot(0, self.method.init(federation), costs=Costs().work(SERVER, macs, steps))
+
+    def step(self, before: Snapshot) -> tuple[Snapshot, Record]:
+        """One round.
+
+        Raises:
+            HybridflError: too many bad rounds in a row.
+        """
+        began = time.perf_counter()
+        turn = _Turn(self, before)
+        try:
+            state = turn.drive()
+        except _Abandoned as reason:
+            turn.notes.append(f"round {before.round + 1}: {reason}; the state stays as it was")
+            turn.now.reports.clear()
+            state = before.state
+        bad = before.bad_rounds + 1 if turn.bad else 0
+        if bad >= self.max_bad_rounds:
+            last = "\n".join(turn.notes)
+            raise HybridflError(
+                f"{last}\nstopped after {bad} bad rounds in a row (max_bad_rounds={self.max_bad_rounds}): "
+                "the training diverges; try a smaller client_optimizer.lr or set client_optimizer.clip_norm."
+            )
+        after = Snapshot(
+            round=before.round + 1,
+            state=state,
+            in_flight=tuple(turn.in_flight),
+            costs=turn.costs,
+            moved=tuple(sorted(turn.moved)),
+            bad_rounds=bad,
+            seconds=before.seconds + time.perf_counter() - began,
+        )
+        return after, Record(turn.now.reports, turn.notes)
+
+
+class _Turn:
+    """One round under way."""
+
+    def __init__(self, engine: Engine, before: Snapshot) -> None:
+        self.engine, self.federation = engine, engine.federation
+        self.index = before.round
+        self.state = before.state
+        self.in_flight = list(before.in_flight)
+        self.costs = before.costs
+        self.moved = set(before.moved)
+        self.notes: list[str] = []
+        self.bad = False
+        self.born = engine.schedule.born(self.index)
+        self.occurrences: dict[tuple[int, str], int] = defaultdict(int)
+        self.now = Round(
+            index=self.index,
+            total=engine.rounds,
+            clients=[arrival.client for arrival in self.born],
+            cohort=self.federation.clients.cohort,
+            work=self.federation.work,
+            seed=self.federation.seed,
+        )
+
+    def drive(self) -> State:
+        """Exchange jobs for results until the method returns its new state."""
+        conversation = self.engine.method.round(self.state, self.now)
+        try:
+            jobs = next(conversation)
+            results = self.first(jobs)
+            while True:
+                jobs = conversation.send(results)
+                results = self.later(jobs)
+        except StopIteration as stop:
+            new: State = stop.value
+            return new
+        finally:
+            conversation.close()
+
+    def first(self, jobs: list[Job]) -> Results:
+        """Hand out the jobs born now; return what is due now."""
+        outcomes = self.run(jobs)
+        immediate = Results()
+        waiting: dict[tuple[int, str], list[Arrival]] = {}
+        for order, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True)):
+            if job.participant == SERVER or job.is_measurement:
+                immediate.append(self.deliver(job, outcome))
+                continue
+            key = (job.participant, job.tag)
+            if key not in waiting:
+                waiting[key] = [arrival for arrival in self.born if arrival.client == job.participant]
+            # The n-th job of a client and tag belongs to the client's n-th birth of this round.
+            if waiting[key]:
+                arrival = waiting[key].pop(0)
+            else:
+                arrival = Arrival(self.index, len(self.born) + order, job.participant)
+            result = self.sound(job, outcome)
+            upload = returned(job, outcome.result) if job.communicates else 0
+            self.in_flight.append(InFlight(arrival.round, arrival.slot, order, result, upload))
+        due = sorted((r for r in self.in_flight if r.arrival == self.index), key=lambda r: (r.slot, r.order))
+        self.in_flight = [r for r in self.in_flight if r.arrival != self.index]
+        arrived = Results(r.result for r in due if r.result is not None)
+        self.costs = self.costs.plus(bytes_up=sum(r.upload for r in due if r.result is not None))
+        if due and not arrived:
+            raise _Abandoned("no client's result came back")
+        return Results([*arrived, *immediate])
+
+    def later(self, jobs: list[Job]) -> Results:
+        """Jobs that wait for nobody; a client whose result is not finite drops out."""
+        results = Results()
+        for job, outcome in zip(jobs, self.run(jobs), strict=True):
+            if job.participant == SERVER or job.is_measurement:
+                results.append(self.deliver(job, outcome))
+                continue
+            result = self.sound(job, outcome)
+            if result is not None:
+                self.pay_upload(job, result)
+                results.append(result)
+        if jobs and not results:
+            raise _Abandoned("no client's result came back")
+        return results
+
+    def deliver(self, job: Job, outcome: Outcome) -> Result:
+        """A result that a method counts on; without it the round cannot go on."""
+        result = self.sound(job, outcome)
+        if result is None:
+            raise _Abandoned(f"{_name(job.participant)} returned nothing usable")
+        self.pay_upload(job, result)
+        return result
+
+    def sound(self, job: Job, outcome: Outcome) -> Result | None:
+        """The result if it is finite; otherwise it is dropped and said so."""
+        result = outcome.result
+        finite = job.is_measurement or math.isfinite(result.loss)
+        if finite and P.is_finite(result.model.params) and P.is_finite(result.model.buffers):
+            return result
+        self.bad = True
+        self.notes.append(
+            f"round {self.index + 1}: {_name(job.participant)} returned a non-finite loss or update; dropped"
+        )
+        return None
+
+    def run(self, jobs: list[Job]) -> list[Outcome]:
+        tasks = [self.task(job) for job in jobs]
+        for job in _distinct(jobs):
+            if job.communicates and job.participant != SERVER:
+                self.costs = self.costs.plus(bytes_down=sent(job))
+        outcomes = self.engine.executor.run(self.federation.bench, tasks)
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            passes = TRAINING_PASSES * outcome.trained + outcome.measured
+            macs = passes * self.federation.forward_macs
+            self.costs = self.costs.work(job.participant, macs, outcome.result.steps)
+        return outcomes
+
+    def task(self, job: Job) -> Task:
+        self.move_raw_data(job)
+        work: LocalWork = job.work or self.federation.work
+        rows = self.federation.rows(job.participant, job.view)
+        if len(rows) == 0 and job.steps != 0:
+            who = _name(job.participant)
+            raise HybridflError(f"{who} has no examples in its '{job.view.split}' part, but the method gives it work.")
+        steps = job.steps if job.steps is not None else work.count(len(rows))
+        if job.steps is not None and job.steps > 0:
+            work = replace(work, steps=job.steps)
+        n = self.occurrences[(job.participant, job.tag)]
+        self.occurrences[(job.participant, job.tag)] += 1
+        keys = (self.index, job.participant, job.tag, n)
+        seed = self.federation.seed
+        return Task(job, work, steps, rows, self.index, stream(seed, "local", *keys), torch_seed(seed, "net", *keys))
+
+    def move_raw_data(self, job: Job) -> None:
+        """Book the examples that a job reads and its participant does not own, once for each owner."""
+        foreign = [owner for owner in job.view.owners or () if owner != job.participant]
+        if foreign and not self.engine.method.moves_raw_data:
+            raise HybridflError(f"{type(self.engine.method).__name__} reads others' data without moves_raw_data.")
+        for owner in foreign:
+            if (owner, job.participant) in self.moved:
+                continue
+            self.moved.add((owner, job.participant))
+            size = self.federation.example_bytes * self.federation.examples(owner, job.view.split)
+            self.costs = self.costs.plus(**{_channel(owner, job.participant): size})
+
+    def pay_upload(self, job: Job, result: Result) -> None:
+        if job.communicates and job.participant != SERVER:
+            self.costs = self.costs.plus(bytes_up=returned(job, result))
+
+
+def _channel(sender: int, receiver: int) -> str:
+    if receiver == SERVER:
+        return "bytes_up"
+    return "bytes_down" if sender == SERVER else "bytes_peer"
+
+
+def _distinct(jobs: Sequence[Job]) -> list[Job]:
+    # A client that gets the same model for two jobs in one yield downloads it once.
+    seen: set[tuple[Any, ...]] = set()
+    kept = []
+    for job in jobs:
+        key = (job.participant, id(job.start.params), id(job.frozen) if job.frozen else 0, id(job.ctx) if job.ctx else 0)
+        if key not in seen:
+            seen.add(key)
+            kept.append(job)
+    return kept
+
+
+def _name(participant: int) -> str:
+    return "the server" if participant == SERVER else f"client {participant}"
+
+
+def check_method(method: Method, federation: Federation, topology: str, name: str) -> None:
+    """Refuse a method that cannot run on this federation.
+
+    Raises:
+        Unsuitable: under the key of what would have to change.
+    """
+    missing = " and ".join(sorted(method.requires - federation.provides))
+    if missing:
+        raise Unsuitable("server_data", f"{name} requires {missing}, which is not there; try server_data=share.")
+    delay = federation.clients.delay
+    if delay > 0 and not method.asynchronous:
+        raise Unsuitable(
+            "clients.delay",
+            f"got {delay:g}, but {name} is synchronous; nearest valid value: 0, or an asynchronous method such as "
+            "baseline=fedbuff.",
+        )
+    if topology != method.topology:
+        raise Unsuitable("topology", f"got {topology}, but {name} works on a {method.topology}; try topology=auto.")

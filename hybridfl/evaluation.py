@@ -1,0 +1,200 @@
+"""Three accuracies, always named: ``global``, ``clients``, ``served``, and ``validation`` for choosing.
+
+Each distinct served model is run once over the test part and scored by index.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridfl.build import NonNegativeInt, PositiveInt
+from hybridfl.federation import Federation
+from hybridfl.local import predict
+from hybridfl.rng import stream
+from hybridfl.types import SERVER, Method, Served, State
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How models are scored.
+
+    Attributes:
+        min_test: least number of test examples of a client.
+        sample: personal models scored on the whole test part before the last round, which scores all.
+        chunk: examples a forward pass takes at once.
+    """
+
+    min_test: PositiveInt = 50
+    sample: NonNegativeInt = 20
+    chunk: PositiveInt = 1000
+
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rows of ``metrics.csv`` without costs, and of ``clients.csv``."""
+
+    rows: list[Row]
+    clients: list[Row]
+
+    def accuracy(self) -> float | None:
+        """The figure to show while a run works: of the global model, else of the clients' models."""
+        by_scope = {row["scope"]: row["accuracy"] for row in self.rows}
+        return by_scope.get("global", by_scope.get("clients"))
+
+
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """Right or wrong, and loss, of every example of a set."""
+
+    correct: np.ndarray
+    loss: np.ndarray
+
+    def at(self, index: np.ndarray | slice) -> tuple[float, float]:
+        return float(self.correct[index].mean()), float(self.loss[index].mean())
+
+
+class Evaluator:
+    """Scores what a method serves, without ever training or selecting on test data."""
+
+    def __init__(self, federation: Federation, method: Method, options: Evaluation) -> None:
+        self.federation, self.method, self.options = federation, method, options
+
+    def score(self, state: State, round: int, last: bool) -> Scores:
+        """Rows of all scopes that are defined for this method after ``round`` rounds."""
+        test = _Set(self.federation, *self.federation.test)
+        rows: list[Row] = []
+        shared = self.method.serve(state, SERVER)
+        if shared:
+            accuracy, loss = test.scored(shared).at(slice(None))
+            rows.append(_row("global", accuracy, loss, test.size))
+        personal = self._personal(state)
+        clients = self._clients(personal, test, rows)
+        self._served(personal, test, round, last, rows)
+        self._validation(shared, personal, rows)
+        return Scores(rows, clients)
+
+    def _personal(self, state: State) -> dict[int, list[Served]]:
+        served = {k: self.method.serve(state, k) for k in range(self.federation.clients.number)}
+        return {k: ensemble for k, ensemble in served.items() if ensemble}
+
+    def _clients(self, personal: dict[int, list[Served]], test: _Set, rows: list[Row]) -> list[Row]:
+        if not personal:
+            return []
+        own = self.federation.split.clients_test
+        users = Counter(_identity(ensemble) for ensemble in personal.values())
+        # A model of one client alone is run over that client's examples only, unless it was run over all already.
+        scores = {
+            k: test.at(ensemble, own[k], alone=users[_identity(ensemble)] == 1) for k, ensemble in personal.items()
+        }
+        accuracies = np.array([accuracy for accuracy, _ in scores.values()])
+        worst = np.sort(accuracies)[: math.ceil(len(accuracies) / 10)]
+        row = _row(
+            "clients",
+            float(accuracies.mean()),
+            float(np.mean([loss for _, loss in scores.values()])),
+            sum(len(own[k]) for k in scores),
+        )
+        rows.append(row | {"worst10": float(worst.mean()), "spread": float(accuracies.std())})
+        return [
+            {"client": k, "accuracy": accuracy, "loss": loss, "examples": len(own[k])}
+            for k, (accuracy, loss) in scores.items()
+        ]
+
+    def _served(
+        self, personal: dict[int, list[Served]], test: _Set, round: int, last: bool, rows: list[Row]
+    ) -> None:
+        if not personal:
+            return
+        chosen = sorted(personal)
+        distinct = len({_identity(ensemble) for ensemble in personal.values()})
+        if not last and distinct > self.options.sample:
+            order = stream(self.federation.seed, "evaluation sample", round).permutation(len(chosen))
+            chosen = sorted(chosen[i] for i in order[: self.options.sample])
+        if not chosen:
+            return
+        scores = [test.scored(personal[k]).at(slice(None)) for k in chosen]
+        accuracies = np.array([accuracy for accuracy, _ in scores])
+        rows.append(
+            _row("served", float(accuracies.mean()), float(np.mean([loss for _, loss in scores])), test.size)
+            | {"spread": float(accuracies.std())}
+        )
+
+    def _validation(self, shared: list[Served], personal: dict[int, list[Served]], rows: list[Row]) -> None:
+        """On the server's validation examples if it has any, else on the union of the clients'."""
+        bench = self.federation.bench
+        server = torch.from_numpy(self.federation.split.server_val).to(bench.x.device)
+        if shared and len(server):
+            accuracy, loss = _Set(self.federation, bench.x[server], bench.y[server]).scored(shared).at(slice(None))
+            rows.append(_row("validation", accuracy, loss, len(server)))
+            return
+        right, lost, count = 0.0, 0.0, 0
+        if shared:
+            owned = [self.federation.owned(k, "val") for k in range(self.federation.clients.number)]
+            parts = [(shared, np.concatenate(owned))]
+        else:
+            parts = [(ensemble, self.federation.owned(k, "val")) for k, ensemble in personal.items()]
+        for ensemble, positions in parts:
+            if len(positions) == 0:
+                continue
+            index = torch.from_numpy(positions).to(bench.x.device)
+            accuracy, loss = _Set(self.federation, bench.x[index], bench.y[index]).scored(ensemble).at(slice(None))
+            right, lost, count = right + accuracy * len(index), lost + loss * len(index), count + len(index)
+        if count:
+            rows.append(_row("validation", right / count, lost / count, count))
+
+
+class _Set:
+    """A set of examples and the scores of the models that were run over it."""
+
+    def __init__(self, federation: Federation, x: Tensor, y: Tensor) -> None:
+        self.federation, self.x, self.y = federation, x, y
+        self.size = len(y)
+        self._whole: dict[tuple[Any, ...], _Scored] = {}
+        # Identities are addresses: keeping what was scored alive keeps them unique.
+        self._kept: list[list[Served]] = []
+
+    def scored(self, ensemble: list[Served]) -> _Scored:
+        """Scores by position, computed once for each distinct model."""
+        key = _identity(ensemble)
+        if key not in self._whole:
+            self._whole[key] = self._run(ensemble, self.x, self.y)
+            self._kept.append(ensemble)
+        return self._whole[key]
+
+    def at(self, ensemble: list[Served], index: np.ndarray, alone: bool) -> tuple[float, float]:
+        """Mean accuracy and loss at these positions; with ``alone`` no other position is run."""
+        if alone and _identity(ensemble) not in self._whole:
+            rows = torch.from_numpy(index).to(self.x.device)
+            return self._run(ensemble, self.x[rows], self.y[rows]).at(slice(None))
+        return self.scored(ensemble).at(index)
+
+    def _run(self, ensemble: Sequence[Served], x: Tensor, y: Tensor) -> _Scored:
+        total = sum(served.weight for served in ensemble)
+        chunk, net = self.federation.chunk, self.federation.net
+        mixed = sum(
+            (predict(net, served.model, x, chunk) * (served.weight / total) for served in ensemble[1:]),
+            predict(net, ensemble[0].model, x, chunk) * (ensemble[0].weight / total),
+        )
+        correct = (mixed.argmax(1) == y).double()
+        loss = F.cross_entropy(mixed.double(), y, reduction="none")
+        return _Scored(correct.cpu().numpy(), loss.cpu().numpy())
+
+
+def _identity(ensemble: Sequence[Served]) -> tuple[Any, ...]:
+    return tuple((id(served.model.params), served.weight) for served in ensemble)
+
+
+def _row(scope: str, accuracy: float, loss: float, examples: int) -> Row:
+    return {"scope": scope, "accuracy": accuracy, "loss": loss, "examples": examples}

@@ -1,0 +1,21 @@
+"""Executors run a list of tasks; a method never knows which one does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from hybridfl.local import Outcome, Task, Workbench
+
+
+class Executor(Protocol):
+    """Runs tasks and returns their outcomes in the same order.
+
+    Attributes:
+        threads: threads of a CPU operation in this process.
+    """
+
+    @property
+    def threads(self) -> int: ...
+
+    def run(self, bench: Workbench, tasks: Sequence[Task]) -> list[Outcome]: ...

@@ -1,0 +1,223 @@
+"""One run from its start, or from where it stopped, to its end; everything it makes is on disk as soon as it exists."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from hybridfl import __version__, checkpoints
+from hybridfl.costs import Costs
+from hybridfl.engine import InFlight, Record, Snapshot
+from hybridfl.errors import HybridflError
+from hybridfl.evaluation import Evaluator, Row
+from hybridfl.plan import Plan
+from hybridfl.progress import Progress
+from hybridfl.store import RunFolder, claim, log, write_status, write_text_atomic
+from hybridfl.tables import Table
+from hybridfl.types import Result
+
+METRICS = (
+    "round",
+    "scope",
+    "accuracy",
+    "loss",
+    "worst10",
+    "spread",
+    "examples",
+    *(f.name for f in fields(Costs)),
+    "seconds",
+)
+REPORTS = ("round", "name", "participant", "value")
+CLIENTS = ("round", "client", "accuracy", "loss", "examples")
+
+
+def run(plan: Plan, progress: Progress) -> Path:
+    """Do the run, continue it, or find it done; its folder.
+
+    Raises:
+        HybridflError: the run failed; the reason is in its ``status.json`` and ``log.txt``.
+        KeyboardInterrupt: it was stopped; the last complete round is in a checkpoint.
+    """
+    settings = plan.settings
+    with claim(Path(settings.output_dir), plan.digest, settings.rerun, progress.note) as folder:
+        if folder.done:
+            progress.note(f"{_title(plan)}: already done, {folder.path}")
+            return folder.path
+        threads = torch.get_num_threads()
+        torch.set_num_threads(settings.executor.threads)
+        attempt = _Attempt(plan, folder, progress)
+        try:
+            attempt.work()
+        except KeyboardInterrupt:
+            attempt.interrupted()
+            raise
+        except Exception as error:
+            attempt.failed(error)
+            raise
+        finally:
+            torch.set_num_threads(threads)
+        return folder.path
+
+
+class _Attempt:
+    """A run under way in a folder that this process holds."""
+
+    def __init__(self, plan: Plan, folder: RunFolder, progress: Progress) -> None:
+        self.plan, self.folder, self.progress = plan, folder, progress
+        self.rounds = plan.settings.rounds
+        self.snapshot: Snapshot | None = None
+        self.saved = -1
+
+    def work(self) -> None:
+        plan = self.plan
+        loaded = checkpoints.load_latest(self.folder.checkpoints, plan.federation.device, self._note)
+        self._status("running", loaded[0] if loaded else 0)
+        self._describe()
+        engine = plan.engine()
+        if loaded:
+            self.snapshot, self.saved = unpacked(loaded[1]), loaded[0]
+            self._log(f"continues after round {self.saved}")
+        else:
+            self.snapshot = engine.begin()
+            self._log(f"starts: {plan.composed.line or '(defaults)'}")
+        self._open_tables(loaded[0] if loaded else 0)
+        evaluator = Evaluator(plan.federation, plan.method, plan.settings.evaluation)
+        self.progress.start(_title(plan), self.rounds, self.snapshot.round)
+        last_save = time.monotonic()
+        while self.snapshot.round < self.rounds:
+            after, record = engine.step(self.snapshot)
+            accuracy = self._commit(after, record, evaluator)
+            self.snapshot = after
+            self.progress.round(after.round, accuracy, after.costs.bytes_up + after.costs.bytes_down)
+            if time.monotonic() - last_save > plan.settings.checkpoint_seconds:
+                self._save()
+                last_save = time.monotonic()
+        self._save()
+        self._report_differences()
+        self._status("done", self.rounds)
+        self._log("done")
+        self.progress.finish(f"done, {self.folder.path}")
+
+    def interrupted(self) -> None:
+        """Keep the last complete round; the one under way is lost."""
+        self._save()
+        done = self.snapshot.round if self.snapshot else 0
+        self._status("interrupted", done)
+        self._log(f"interrupted after round {done}")
+        self.progress.finish(f"interrupted after round {done} of {self.rounds}; the same command continues it")
+
+    def failed(self, error: Exception) -> None:
+        """Say why, in the run's own folder; a full disk must not hide the first error."""
+        done = self.snapshot.round if self.snapshot else 0
+        reason = str(error) if isinstance(error, HybridflError) else f"{type(error).__name__}: {error}"
+        detail = reason if isinstance(error, HybridflError) else traceback.format_exc()
+        for write in (lambda: self._log(f"failed: {detail}"), lambda: self._status("failed", done, reason)):
+            try:
+                write()
+            except HybridflError as second:
+                self.progress.note(str(second))
+
+    def _commit(self, after: Snapshot, record: Record, evaluator: Evaluator) -> float | None:
+        """Rows of the round on disk, those of one table in one write."""
+        for line in record.notes:
+            self._note(line)
+        self.reports.append(
+            after.round,
+            [{"name": name, "participant": who, "value": value} for name, who, value in record.reports],
+        )
+        last = after.round == self.rounds
+        if not last and after.round % self.plan.settings.evaluate_every:
+            return None
+        scores = evaluator.score(after.state, after.round, last)
+        costs: Row = asdict(after.costs) | {"seconds": round(after.seconds, 3)}
+        self.clients.append(after.round, scores.clients)
+        self.metrics.append(after.round, [row | costs for row in scores.rows])
+        return scores.accuracy()
+
+    def _open_tables(self, after: int) -> None:
+        path = self.folder.path
+        self.metrics = Table(path / "metrics.csv", METRICS, after=after)
+        self.reports = Table(path / "method.csv", REPORTS, after=after)
+        self.clients = Table(path / "clients.csv", CLIENTS, after=after)
+        self.tables = (self.metrics, self.reports, self.clients)
+
+    def _save(self) -> None:
+        if self.snapshot is None or self.snapshot.round <= self.saved:
+            return
+        for table in self.tables:
+            table.sync()
+        checkpoints.save(self.folder.checkpoints, self.snapshot.round, packed(self.snapshot))
+        self.saved = self.snapshot.round
+
+    def _describe(self) -> None:
+        text = yaml.safe_dump(self.plan.stored_config(), sort_keys=False, allow_unicode=True)
+        write_text_atomic(self.folder.path / "config.yaml", text)
+        write_text_atomic(self.folder.path / "split.json", self._split())
+
+    def _split(self) -> str:
+        import json
+
+        federation = self.plan.federation
+        facts = {"digest": federation.split.digest, "data": federation.dataset.fingerprint}
+        shares = federation.split.to_json()
+        return json.dumps(facts | {"noisy_clients": federation.noisy_clients} | shares) + "\n"
+
+    def _status(self, status: str, done: int, error: str | None = None) -> None:
+        write_status(
+            self.folder.path,
+            status=status,
+            round=done,
+            rounds=self.rounds,
+            error=error,
+            method=self.plan.composed.method_name,
+            split=self.plan.federation.split.digest,
+            device=str(self.plan.federation.device),
+            torch=torch.__version__,
+            version=__version__,
+        )
+
+    def _report_differences(self) -> None:
+        found = [difference for table in self.tables for difference in table.differences]
+        if found:
+            self._note(f"{len(found)} values came out differently when rounds were computed again, the first: {found[0]}")
+
+    def _note(self, text: str) -> None:
+        self._log(text)
+        self.progress.note(f"{_title(self.plan)}: {text}")
+
+    def _log(self, text: str) -> None:
+        log(self.folder.path, text)
+
+
+def _title(plan: Plan) -> str:
+    return f"{plan.composed.method_name} seed={plan.settings.seed} {plan.digest}"
+
+
+def packed(snapshot: Snapshot) -> dict[str, Any]:
+    """A snapshot as nested dicts and lists, for a checkpoint."""
+    flights = [_fields(flight) | {"result": flight.result and _fields(flight.result)} for flight in snapshot.in_flight]
+    return _fields(snapshot) | {
+        "in_flight": flights,
+        "costs": asdict(snapshot.costs),
+        "moved": [list(pair) for pair in snapshot.moved],
+    }
+
+
+def unpacked(state: dict[str, Any]) -> Snapshot:
+    """The snapshot a checkpoint was made of."""
+    flights = [
+        InFlight(**flight | {"result": flight["result"] and Result(**flight["result"])})
+        for flight in state["in_flight"]
+    ]
+    moved = tuple((owner, receiver) for owner, receiver in state["moved"])
+    return Snapshot(**state | {"in_flight": tuple(flights), "costs": Costs(**state["costs"]), "moved": moved})
+
+
+def _fields(item: Any) -> dict[str, Any]:
+    return {f.name: getattr(item, f.name) for f in fields(item)}

@@ -1,0 +1,170 @@
+"""Participants and their data: who owns which examples, and the model everybody starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hybridfl import params as P
+from hybridfl.availability import Clients
+from hybridfl.data.dataset import Dataset, Examples
+from hybridfl.data.split import Split
+from hybridfl.errors import ConfigError
+from hybridfl.local import LocalWork, Workbench
+from hybridfl.rng import stream
+from hybridfl.types import SERVER, Model, View
+
+
+@dataclass(eq=False)
+class Federation:
+    """Clients 0 … K - 1 and the server, each with views of one pool of examples.
+
+    Attributes:
+        dataset, split: the examples and who owns which.
+        clients: their number and behaviour.
+        net: the template module.
+        work: the run's local work.
+        provides: what methods may require, such as ``"server_data"``.
+        seed: of the run.
+        device, dtype: where and how precisely tensors are kept.
+        chunk: examples a forward pass without gradient takes at once.
+        start: the model of round 0.
+    """
+
+    dataset: Dataset
+    split: Split
+    clients: Clients
+    net: nn.Module
+    work: LocalWork
+    provides: frozenset[str]
+    seed: int
+    device: torch.device
+    dtype: torch.dtype
+    chunk: int
+    start: Model
+
+    def fresh_model(self) -> Model:
+        """The model every participant starts from; its tensors are shared, so do not change them in place."""
+        return self.start
+
+    @property
+    def classes(self) -> int:
+        return self.dataset.classes
+
+    @property
+    def participants(self) -> list[int]:
+        """All clients, then the server if it owns examples."""
+        server = [SERVER] if len(self.split.server_train) else []
+        return [*range(self.clients.number), *server]
+
+    def owned(self, participant: int, split: Literal["train", "val"] = "train") -> np.ndarray:
+        """Positions in the data set's training part that a participant owns."""
+        if participant == SERVER:
+            return self.split.server_train if split == "train" else self.split.server_val
+        shares = self.split.clients_train if split == "train" else self.split.clients_val
+        return shares[participant]
+
+    def examples(self, participant: int, split: Literal["train", "val"] = "train") -> int:
+        return len(self.owned(participant, split))
+
+    def rows(self, participant: int, view: View) -> Tensor:
+        """Positions in the pool that a job's view covers, on the pool's device."""
+        owners = (participant,) if view.owners is None else view.owners
+        key = (owners, view.split)
+        if key not in self._rows:
+            picked = np.concatenate([self.owned(owner, view.split) for owner in owners])
+            self._rows[key] = torch.from_numpy(picked).to(self.device)
+        return self._rows[key]
+
+    @cached_property
+    def _rows(self) -> dict[tuple[tuple[int, ...], str], Tensor]:
+        return {}
+
+    @cached_property
+    def noisy_clients(self) -> list[int]:
+        return self.clients.noisy(self.seed)
+
+    @cached_property
+    def bench(self) -> Workbench:
+        """The net and the pool of training examples, noisy labels in place."""
+        labels = self.dataset.train.y.copy()
+        for client in self.noisy_clients:
+            owned = np.concatenate([self.owned(client, "train"), self.owned(client, "val")])
+            labels[owned] = stream(self.seed, "noisy labels", client).integers(self.classes, size=len(owned))
+        x = self._standardised(self.dataset.train)
+        return Workbench(self.net, x, torch.from_numpy(labels).to(self.device), self.chunk)
+
+    @cached_property
+    def test(self) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of the data set's test part: the server's test set."""
+        labels = torch.from_numpy(self.dataset.test.y).to(self.device)
+        return self._standardised(self.dataset.test), labels
+
+    def _standardised(self, examples: Examples) -> Tensor:
+        x = torch.from_numpy(examples.x).to(self.device, self.dtype)
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        mean = torch.tensor(self.dataset.mean, device=self.device, dtype=self.dtype).reshape(shape)
+        std = torch.tensor(self.dataset.std, device=self.device, dtype=self.dtype).reshape(shape)
+        return x.sub_(mean).div_(std) if x.data_ptr() != examples.x.ctypes.data else (x - mean) / std
+
+    @cached_property
+    def example_bytes(self) -> int:
+        """Bytes of one raw example and its label, as it would be sent."""
+        return int(self.dataset.train.x[0].nbytes + self.dataset.train.y[0].nbytes)
+
+    @cached_property
+    def forward_macs(self) -> int:
+        """Multiply–accumulates of one example's forward pass; the counter gives 2 × MACs."""
+        shape = self.dataset.train.x.shape[1:]
+        example = torch.zeros(1, *shape, device=self.device, dtype=self.dtype)
+        self.net.eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            torch.func.functional_call(self.net, {**self.start.params, **self.start.buffers}, (example,))
+        return int(counter.get_total_flops()) // 2
+
+
+def initial_model(net: nn.Module, device: torch.device, dtype: torch.dtype) -> Model:
+    """The module's own tensors as a :class:`Model`; parameters shared by two names are refused.
+
+    Raises:
+        ConfigError: tied parameters, which a name → tensor dict cannot keep tied.
+    """
+    params = {n: p.detach().to(device, dtype).clone() for n, p in net.named_parameters()}
+    if len(params) != len(list(net.named_parameters(remove_duplicate=False))):
+        raise ConfigError("model", "parameters tied under two names are not supported.")
+    buffers = {
+        n: b.to(device, dtype).clone() if b.is_floating_point() else b.to(device).clone()
+        for n, b in net.named_buffers()
+    }
+    return Model(params, buffers)
+
+
+def check_net(federation: Federation) -> None:
+    """One forward pass, so that a net that does not fit the data is refused before any work.
+
+    Raises:
+        ConfigError: the pass fails or does not give ``(b, classes)``.
+    """
+    shape = tuple(federation.dataset.train.x.shape[1:])
+    x = torch.zeros(2, *shape, device=federation.device, dtype=federation.dtype)
+    model = federation.start
+    federation.net.eval()
+    try:
+        with torch.no_grad():
+            out = torch.func.functional_call(federation.net, {**model.params, **model.buffers}, (x,))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError("model", f"the net does not accept examples of shape {shape}: {error}") from error
+    if tuple(out.shape) != (2, federation.classes):
+        problem = f"gives {tuple(out.shape)} for 2 examples; expected logits (2, {federation.classes})."
+        raise ConfigError("model", problem)
+
+
+def total_bytes(models: Iterable[Model]) -> int:
+    return sum(P.nbytes([*m.params.values(), *m.buffers.values()]) for m in models)

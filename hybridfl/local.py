@@ -1,0 +1,302 @@
+"""Local work: one participant, its examples, a number of optimiser steps on θ.
+
+Everything here is a function of its arguments. The optimisers keep their state in plain dicts of tensors, so that it
+can be sent, returned and checkpointed; they are tested to agree with ``torch.optim``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridfl import params as P
+from hybridfl.build import NonNegativeFloat, PositiveFloat, PositiveInt, Range
+from hybridfl.errors import ConfigError
+from hybridfl.params import Params
+from hybridfl.types import Apply, Batch, Job, Model, ProbeInput, Result, State
+
+Beta = Annotated[float, Range(low=0, below=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalWork:
+    """How much a participant works and with which optimiser; subclasses say how a step is made.
+
+    Attributes:
+        lr: learning rate in round 0.
+        batch_size: examples a step; a participant with fewer uses all of them.
+        steps: number of steps; given, it replaces ``epochs``.
+        epochs: passes over the participant's examples, the last batch of each may be short.
+        lr_decay: the rate of round t is ``lr · lr_decay ** t``.
+        weight_decay: of the optimiser.
+        clip_norm: the gradient is scaled down to this Euclidean length; null leaves it.
+        lr_factors: name pattern → factor on the rate of the matching entries of θ.
+    """
+
+    lr: PositiveFloat = 0.1
+    batch_size: PositiveInt = 16
+    steps: PositiveInt | None = None
+    epochs: PositiveInt = 1
+    lr_decay: Annotated[float, Range(above=0, high=1)] = 1.0
+    weight_decay: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat | None = None
+    lr_factors: Mapping[str, float] = field(default_factory=dict)
+
+    def count(self, examples: int) -> int:
+        """Steps of a participant that holds this many examples."""
+        if self.steps is not None:
+            return self.steps
+        return self.epochs * math.ceil(examples / self.batch_size)
+
+    def update(self, theta: Params, grads: Params, state: State, lrs: Mapping[str, float]) -> None:
+        """One step in place on θ and on the optimiser's state (empty before the first step)."""
+        raise NotImplementedError("choose an optimiser: SGD, Adam or AdamW")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(LocalWork):
+    """Stochastic gradient descent with momentum, as ``torch.optim.SGD`` (Sutskever et al. 2013)."""
+
+    momentum: Beta = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        if self.nesterov and self.momentum == 0:
+            raise ConfigError("nesterov", "got true with momentum 0: give a momentum, such as momentum=0.9.")
+
+    def update(self, theta: Params, grads: Params, state: State, lrs: Mapping[str, float]) -> None:
+        if self.weight_decay:
+            grads = P.add(grads, theta, self.weight_decay)
+        if self.momentum:
+            velocity = state.setdefault("momentum", {})
+            for name, grad in grads.items():
+                if name in velocity:
+                    velocity[name].mul_(self.momentum).add_(grad)
+                else:
+                    velocity[name] = grad.clone()
+            grads = P.add(grads, velocity, self.momentum) if self.nesterov else velocity
+        for name, tensor in theta.items():
+            tensor.add_(grads[name], alpha=-lrs[name])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(LocalWork):
+    """Adam (Kingma, Ba 2015, arXiv 1412.6980), as ``torch.optim.Adam``."""
+
+    beta1: Beta = 0.9
+    beta2: Beta = 0.999
+    eps: PositiveFloat = 1e-8
+
+    def decay(self, theta: Params, grads: Params, lrs: Mapping[str, float]) -> Params:
+        return P.add(grads, theta, self.weight_decay) if self.weight_decay else grads
+
+    def update(self, theta: Params, grads: Params, state: State, lrs: Mapping[str, float]) -> None:
+        grads = self.decay(theta, grads, lrs)
+        step = state["step"] = state.get("step", 0) + 1
+        first, second = state.setdefault("mean", {}), state.setdefault("square", {})
+        correction1, correction2 = 1 - self.beta1**step, 1 - self.beta2**step
+        for name, grad in grads.items():
+            if name not in first:
+                first[name], second[name] = torch.zeros_like(grad), torch.zeros_like(grad)
+            first[name].lerp_(grad, 1 - self.beta1)
+            second[name].mul_(self.beta2).addcmul_(grad, grad, value=1 - self.beta2)
+            scale = second[name].sqrt().div_(math.sqrt(correction2)).add_(self.eps)
+            theta[name].addcdiv_(first[name], scale, value=-lrs[name] / correction1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov, Hutter 2019, arXiv 1711.05101), as ``torch.optim.AdamW``."""
+
+    def decay(self, theta: Params, grads: Params, lrs: Mapping[str, float]) -> Params:
+        for name, tensor in theta.items():
+            tensor.mul_(1 - lrs[name] * self.weight_decay)
+        return grads
+
+
+def batches(examples: int, work: LocalWork, rng: np.random.Generator, steps: int) -> Iterator[np.ndarray]:
+    """Positions of the examples of each step.
+
+    Epochs are reshuffled passes cut into batches, the last one short. With ``work.steps`` the passes form one endless
+    stream cut into full batches, so that every step sees ``min(batch_size, examples)`` examples.
+    """
+    size = min(work.batch_size, examples)
+    order = np.empty(0, dtype=np.int64)
+    for _ in range(steps):
+        if len(order) == 0 or (work.steps is not None and len(order) < size):
+            order = np.concatenate([order, rng.permutation(examples)])
+        yield order[:size]
+        order = order[size:]
+
+
+def cross_entropy(apply: Apply, theta: Params, params: Params, batch: Batch, ctx: Mapping[str, Any]) -> Tensor:
+    """Mean cross-entropy, the loss of a job that names none."""
+    return F.cross_entropy(apply(params, batch.x), batch.y)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A job with everything the engine decided about it.
+
+    Attributes:
+        rows: positions of the view's examples in the pool, on the pool's device.
+        round: round of birth; sets the learning rate.
+        shuffle: stream of the batches.
+        torch_seed: seed of anything random inside the net (dropout).
+    """
+
+    job: Job
+    work: LocalWork
+    steps: int
+    rows: Tensor
+    round: int
+    shuffle: np.random.Generator
+    torch_seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Workbench:
+    """What every task of a run shares: the net, and one pool of all training examples.
+
+    Attributes:
+        net: a template module; its own tensors are never used.
+        x: ``(N, …)`` inputs, standardised. y: ``(N,)`` labels.
+        chunk: examples a forward pass without gradient takes at once.
+    """
+
+    net: nn.Module
+    x: Tensor
+    y: Tensor
+    chunk: int
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A result and the number of examples that went forward and backward, and forward only."""
+
+    result: Result
+    trained: int
+    measured: int
+
+
+def run_task(bench: Workbench, task: Task) -> Outcome:
+    """Do the job: ``task.steps`` optimiser steps on θ, then the probes."""
+    job = task.job
+    devices = [bench.x.device] if bench.x.is_cuda else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(task.torch_seed)
+        theta, buffers, state, loss, trained = _train(bench, task)
+    measured = 0
+    statistics: dict[str, Any] = {}
+    if job.probes:
+        statistics, measured = _measure(bench, task, theta, buffers), len(task.rows)
+    result = Result(
+        participant=job.participant,
+        tag=job.tag,
+        start=job.start,
+        model=Model(theta, buffers),
+        examples=len(task.rows),
+        steps=task.steps,
+        loss=loss,
+        probes=statistics,
+        optimizer_state=state if job.keep_optimizer else None,
+        birth=task.round,
+    )
+    return Outcome(result, trained, measured)
+
+
+def _train(bench: Workbench, task: Task) -> tuple[Params, Params, State, float, int]:
+    job, work = task.job, task.work
+    if task.steps == 0:
+        return job.start.params, job.start.buffers, job.optimizer_state or {}, math.nan, 0
+    theta = {name: t.detach().clone().requires_grad_() for name, t in job.start.params.items()}
+    buffers = P.clone(job.start.buffers)
+    state = _copied(job.optimizer_state or {})
+    lrs = learning_rates(work, theta, task.round)
+    loss_rule = job.loss or cross_entropy
+    bench.net.train()
+    apply = _applier(bench.net, buffers)
+    total = torch.zeros((), device=bench.x.device, dtype=torch.float64)
+    trained = 0
+    for picked in batches(len(task.rows), work, task.shuffle, task.steps):
+        index = torch.from_numpy(picked).to(bench.x.device, non_blocking=True)
+        rows = task.rows[index]
+        batch = Batch(bench.x[rows], bench.y[rows], index)
+        loss = loss_rule(apply, theta, job.parametrization(theta, job.frozen), batch, job.ctx)
+        grads = _gradients(loss, theta)
+        if job.grad is not None:
+            grads = job.grad(grads, P.detach(theta), job.ctx)
+        if work.clip_norm is not None:
+            grads = clipped(grads, work.clip_norm)
+        with torch.no_grad():
+            work.update(theta, grads, state, lrs)
+        total += loss.detach()
+        trained += len(picked)
+    return P.detach(theta), buffers, state, (total / task.steps).item(), trained
+
+
+def _gradients(loss: Tensor, theta: Params) -> Params:
+    grads = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(tensor) if grad is None else grad
+        for (name, tensor), grad in zip(theta.items(), grads, strict=True)
+    }
+
+
+def _measure(bench: Workbench, task: Task, theta: Params, buffers: Params) -> dict[str, Any]:
+    job = task.job
+    bench.net.eval()
+    positions = torch.arange(len(task.rows), device=bench.x.device).split(bench.chunk)
+    seen = ProbeInput(
+        apply=_applier(bench.net, buffers),
+        theta=theta,
+        to_params=lambda t: job.parametrization(t, job.frozen),
+        batches=[Batch(bench.x[task.rows[p]], bench.y[task.rows[p]], p) for p in positions],
+        loss=job.loss or cross_entropy,
+        ctx=job.ctx,
+    )
+    return {name: probe(seen) for name, probe in job.probes.items()}
+
+
+def _applier(net: nn.Module, buffers: Params) -> Apply:
+    def apply(params: Params, x: Tensor) -> Tensor:
+        return cast(Tensor, torch.func.functional_call(net, {**params, **buffers}, (x,)))
+
+    return apply
+
+
+def learning_rates(work: LocalWork, theta: Mapping[str, Tensor], round: int) -> dict[str, float]:
+    """The rate of every entry of θ in this round."""
+    rate = work.lr * work.lr_decay**round
+    return {
+        name: rate * math.prod(f for pattern, f in work.lr_factors.items() if fnmatchcase(name, pattern))
+        for name in theta
+    }
+
+
+def clipped(grads: Params, limit: float) -> Params:
+    """Gradients scaled down to a joint Euclidean length of at most ``limit``."""
+    factor = (limit / (P.norm(grads) + 1e-6)).clamp(max=1.0)
+    return {name: grad * factor for name, grad in grads.items()}
+
+
+def _copied(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {key: _copied(value) for key, value in state.items()}
+    return state.clone() if isinstance(state, Tensor) else state
+
+
+def predict(net: nn.Module, model: Model, x: Tensor, chunk: int) -> Tensor:
+    """Logits ``(n, classes)`` in evaluation mode, without gradient."""
+    net.eval()
+    apply = _applier(net, model.buffers)
+    with torch.no_grad():
+        return torch.cat([apply(model.params, piece) for piece in x.split(chunk)])

@@ -1,0 +1,66 @@
+"""What a merge is searched for: losses on the server's examples as functions of the merged net.
+
+Cross-entropy is for a server in the clients' domain. The surrogates for a server out of domain are inferred (the paper
+names one without showing its form): ``kd`` distils the mean prediction of the clients (Lin et al. 2020,
+arXiv 2006.07242), ``entropy`` is AdaMerging's (Yang et al. 2024, arXiv 2310.02575) with a term against collapse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridfl.parametrization import AtlasSpan
+from hybridfl.params import Params
+from hybridfl.types import Apply, Batch
+
+Objective = Literal["ce", "kd", "head", "entropy", "mix"]
+NEEDS_LABELS: frozenset[str] = frozenset({"ce", "head", "mix"})
+NEEDS_TEACHER: frozenset[str] = frozenset({"kd", "mix"})
+
+
+def distillation(logits: Tensor, teacher: Tensor) -> Tensor:
+    """KL divergence from the teacher's prediction to the net's, mean over the batch; logits ``(b, classes)`` both."""
+    return F.kl_div(F.log_softmax(logits, 1), F.log_softmax(teacher, 1), reduction="batchmean", log_target=True)
+
+
+def confident_and_diverse(logits: Tensor) -> Tensor:
+    """Mean entropy of the predictions minus entropy of the mean prediction; labels are not used."""
+    q = F.softmax(logits, 1)
+    each = -(q * F.log_softmax(logits, 1)).sum(1).mean()
+    together = q.mean(0)
+    return each + torch.special.xlogy(together, together).sum()
+
+
+@dataclass(frozen=True)
+class SearchLoss:
+    """``objective(W(c)) + prox ‖c - c_default‖²``, the norm's square averaged over blocks.
+
+    Reads from ctx: ``default`` ``(K, G)``, ``prox``, ``span_frozen`` (the span's frozen tensors) and, for kd and mix,
+    ``teacher`` ``(n, classes)``, logits of the view's examples in order.
+    """
+
+    objective: Objective
+    span: AtlasSpan
+
+    def __call__(self, apply: Apply, theta: Params, params: Params, batch: Batch, ctx: Mapping[str, Any]) -> Tensor:
+        loss = self.value(apply(params, batch.x), batch, ctx)
+        if ctx["prox"]:
+            distance = self.span.coefficients(theta, ctx["span_frozen"]) - ctx["default"]
+            loss = loss + ctx["prox"] * distance.square().sum(0).mean()
+        return loss
+
+    def value(self, logits: Tensor, batch: Batch, ctx: Mapping[str, Any]) -> Tensor:
+        if self.objective == "entropy":
+            return confident_and_diverse(logits)
+        if self.objective == "kd":
+            return distillation(logits, ctx["teacher"][batch.index])
+        labelled = F.cross_entropy(logits, batch.y)
+        if self.objective == "mix":
+            return 0.5 * labelled + 0.5 * distillation(logits, ctx["teacher"][batch.index])
+        return labelled

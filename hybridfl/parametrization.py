@@ -1,0 +1,122 @@
+"""What is trained is θ; what runs is ``parametrization(θ, frozen)``.
+
+Every map is a pure function (or a frozen dataclass of plain numbers that is called like one): tensors it needs beside θ
+travel in ``frozen``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from hybridfl.params import Layout, Params
+
+Constraint = Literal["affine", "free", "nonneg", "simplex", "box"]
+Segment = tuple[int, int, int]
+
+
+class Parametrization(Protocol):
+    def __call__(self, theta: Params, frozen: Mapping[str, Any], /) -> Params: ...
+
+
+def full(theta: Params, frozen: Mapping[str, Any]) -> Params:
+    """Every parameter is trained."""
+    return theta
+
+
+def project(u: Tensor, constraint: Constraint, total: Tensor, c_max: float) -> Tensor:
+    """Unconstrained coordinates → coefficients that obey the constraint, Euclidean projection along the anchors.
+
+    Args:
+        u: ``(K, G)``, G = 1 (one coefficient an anchor) or the number of blocks.
+        constraint: ``affine`` keeps each column's sum at ``total``; ``simplex`` also keeps every entry ≥ 0; ``nonneg``
+            and ``box`` (``|c| ≤ c_max``) bound entries only; ``free`` leaves ``u``.
+        total: required sum over the anchors, 0-d.
+
+    For ``affine`` the gradient is the projected one, so an optimiser on ``u`` moves ``c`` by its own step minus the
+    step's mean. The others pass the gradient straight through (dual averaging): at a bound the true gradient would be
+    zero and an entry that starts there, such as an old anchor's 0, could never leave it.
+    """
+    if constraint == "free":
+        return u
+    if constraint == "affine":
+        return u + (total - u.sum(0)) / u.shape[0]
+    with torch.no_grad():
+        if constraint == "nonneg":
+            inside = u.clamp_min(0)
+        elif constraint == "box":
+            inside = u.clamp(-c_max, c_max)
+        else:
+            inside = _onto_simplex(u, total)
+    return u + (inside - u).detach()
+
+
+def _onto_simplex(u: Tensor, total: Tensor) -> Tensor:
+    # Held, Wolfe, Crowder 1974: shift all entries by the one threshold that leaves the positive part with the sum.
+    ordered = u.sort(dim=0, descending=True).values
+    excess = ordered.cumsum(0) - total
+    counts = torch.arange(1, u.shape[0] + 1, dtype=u.dtype, device=u.device).unsqueeze(1)
+    support = (ordered * counts > excess).sum(0, keepdim=True).clamp_min(1)
+    threshold = excess.gather(0, support - 1) / support
+    return (u - threshold).clamp_min(0)
+
+
+class _Span(torch.autograd.Function):
+    """W = origin + Σ cₖ aₖ in one buffer; the gradient of c is K inner products with one weight gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, c: Tensor, origin: Tensor, segments: Sequence[Segment], *anchors: Tensor) -> Tensor:
+        ctx.save_for_backward(*anchors)
+        ctx.segments, ctx.shape = segments, c.shape
+        merged = origin.clone()
+        for start, end, block in segments:
+            piece = merged[start:end]
+            for k, anchor in enumerate(anchors):
+                # A 0-d tensor factor, not a Python number: no synchronisation on a GPU.
+                piece.addcmul_(anchor[start:end], c[k, block])
+        return merged
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (g,) = grads
+        anchors = ctx.saved_tensors
+        gradient = g.new_zeros(ctx.shape)
+        for start, end, block in ctx.segments:
+            piece = g[start:end]
+            gradient[:, block] += torch.stack([torch.dot(anchor[start:end], piece) for anchor in anchors])
+        return gradient, None, None, *(None for _ in anchors)
+
+
+@dataclass(frozen=True)
+class AtlasSpan:
+    """Signed coordinates over a model atlas: ``W = ω + Σₖ cₖ sₖ aₖ`` with ``c = project(θ["c"])``.
+
+    Frozen tensors: ``origin`` ω as a flat vector ``(d,)``; ``anchors``, a list of K flat vectors; ``scales`` s, ``(K, 1)``
+    or ``(K, blocks)``; ``total``, the sum that affine coefficients keep, 0-d.
+
+    Entries of θ other than ``c`` replace the parameter of the same name (a head the server trains along).
+
+    Attributes:
+        layout: of ω.
+        segments: ``(start, end, block)``, which piece of the flat vector takes which column of c · s; with one column
+            it is one piece of block 0.
+    """
+
+    layout: Layout
+    segments: tuple[Segment, ...]
+    constraint: Constraint = "affine"
+    c_max: float = 1.0
+
+    def coefficients(self, theta: Params, frozen: Mapping[str, Any]) -> Tensor:
+        """The coefficients c, ``(K, 1)`` or ``(K, blocks)``, without the scales."""
+        return project(theta["c"], self.constraint, frozen["total"], self.c_max)
+
+    def __call__(self, theta: Params, frozen: Mapping[str, Any]) -> Params:
+        c = self.coefficients(theta, frozen) * frozen["scales"]
+        flat = _Span.apply(c, frozen["origin"], self.segments, *frozen["anchors"])
+        params = self.layout.unflatten(flat)
+        return params | {name: tensor for name, tensor in theta.items() if name != "c"}

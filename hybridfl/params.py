@@ -1,0 +1,115 @@
+"""Arithmetic on flat name → tensor dicts.
+
+A flat vector lays the tensors out in the dict's own order, each in row-major order; :class:`Layout` remembers where.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Params = dict[str, Tensor]
+
+
+def detach(params: Mapping[str, Tensor]) -> Params:
+    return {name: tensor.detach() for name, tensor in params.items()}
+
+
+def clone(params: Mapping[str, Tensor]) -> Params:
+    return {name: tensor.detach().clone() for name, tensor in params.items()}
+
+
+def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor], scale: float = 1.0) -> Params:
+    """``a + scale · b``, name by name."""
+    return {name: torch.add(tensor, b[name], alpha=scale) for name, tensor in a.items()}
+
+
+def subtract(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Params:
+    return {name: tensor - b[name] for name, tensor in a.items()}
+
+
+def mean(items: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None) -> Params:
+    """Weighted mean of dicts with the same names and shapes; weights are normalised to sum 1.
+
+    Integer tensors (counters such as BatchNorm's ``num_batches_tracked``) take the largest value.
+
+    Raises:
+        ValueError: nothing to average, or weights that do not sum to a positive number.
+    """
+    if not items:
+        raise ValueError("mean of no models")
+    weights = [1.0] * len(items) if weights is None else list(weights)
+    total = math.fsum(weights)
+    if not total > 0:
+        raise ValueError(f"weights sum to {total}, expected a positive number")
+    out: Params = {}
+    for name, first in items[0].items():
+        tensors = [item[name] for item in items]
+        if not first.is_floating_point():
+            out[name] = torch.stack(tensors).amax(dim=0)
+            continue
+        merged = torch.zeros_like(first)
+        for weight, tensor in zip(weights, tensors, strict=True):
+            merged.add_(tensor, alpha=weight / total)
+        out[name] = merged
+    return out
+
+
+def norm(params: Mapping[str, Tensor]) -> Tensor:
+    """Euclidean length over all tensors, a 0-d tensor."""
+    return torch.stack([tensor.detach().square().sum() for tensor in params.values()]).sum().sqrt()
+
+
+def is_finite(params: Mapping[str, Tensor]) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in params.values() if tensor.is_floating_point())
+
+
+def nbytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of *distinct* tensors: what is named twice is sent once."""
+    seen: dict[tuple[int, int, torch.Size], int] = {}
+    for tensor in tensors:
+        seen[(tensor.data_ptr(), tensor.storage_offset(), tensor.shape)] = tensor.numel() * tensor.element_size()
+    return sum(seen.values())
+
+
+def flatten(params: Mapping[str, Tensor]) -> Tensor:
+    """One new vector of all tensors, shape ``(d,)``."""
+    return torch.cat([tensor.detach().reshape(-1) for tensor in params.values()])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each tensor of a dict lies in its flat vector."""
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+
+    @classmethod
+    def of(cls, params: Mapping[str, Tensor]) -> Layout:
+        return cls(tuple(params), tuple(tensor.shape for tensor in params.values()))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(shape.numel() for shape in self.shapes)
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Start and end of every tensor in the flat vector."""
+        ends = list(itertools.accumulate(self.sizes))
+        return tuple(zip([0, *ends[:-1]], ends, strict=True))
+
+    def unflatten(self, flat: Tensor) -> Params:
+        """Views of a flat vector ``(d,)`` as a dict; no copy."""
+        pieces = flat.split(self.sizes)
+        return {name: piece.view(s) for name, piece, s in zip(self.names, pieces, self.shapes, strict=True)}
+
+    def blocks(self) -> tuple[tuple[int, int, int], ...]:
+        """``(start, end, block)`` of every tensor; the tensors of one module are one block (its weight and bias)."""
+        modules = [name.rpartition(".")[0] for name in self.names]
+        index = {module: i for i, module in enumerate(dict.fromkeys(modules))}
+        return tuple((start, end, index[m]) for (start, end), m in zip(self.spans, modules, strict=True))

@@ -1,0 +1,273 @@
+"""Everything that can be known, and refused, before the first round: from a composed config to a federation.
+
+A plan also knows the run's identity: what decides its numbers, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from hybridfl.availability import Clients
+from hybridfl.build import NonNegativeFloat, NonNegativeInt, PositiveInt, build, call, locate
+from hybridfl.config import Composed
+from hybridfl.data.dataset import Dataset, Reader
+from hybridfl.data.partitioning import Partitioning
+from hybridfl.data.server_data import ServerData
+from hybridfl.data.split import draw_split
+from hybridfl.engine import Engine, check_method
+from hybridfl.errors import ConfigError
+from hybridfl.evaluation import Evaluation
+from hybridfl.executors import Executor
+from hybridfl.federation import Federation, check_net, initial_model
+from hybridfl.local import LocalWork
+from hybridfl.models.files import read_weights
+from hybridfl.rng import torch_seed
+from hybridfl.types import SERVER, Method, Model
+
+RESULTS_VERSION = 1
+"""Raised when the same config gives other numbers than before."""
+
+NOT_IDENTITY = frozenset(
+    {
+        "baseline",  # the chosen node is in the identity as `method`, whichever group it came from
+        "merging",
+        "experiment",
+        "executor",
+        "device",
+        "output_dir",
+        "data_root",
+        "ui",
+        "rerun",
+        "fail_fast",
+        "checkpoint_seconds",
+        "max_bad_rounds",
+    }
+)
+"""Keys that do not decide a run's numbers (``max_bad_rounds`` only decides whether there are any)."""
+
+
+class Topology(Protocol):
+    def name_for(self, method: Method) -> str: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The top of the config; the names are the keys, see ``conf/config.yaml``."""
+
+    dataset: Reader
+    partitioning: Partitioning
+    server_data: ServerData
+    clients: Clients
+    client_optimizer: LocalWork
+    topology: Topology
+    executor: Executor
+    seed: NonNegativeInt = 0
+    rounds: PositiveInt = 60
+    start: str = "random"
+    start_steps: PositiveInt = 200
+    evaluate_every: PositiveInt = 1
+    evaluation: Evaluation = Evaluation()
+    dtype: Literal["float32", "float64"] = "float32"
+    device: str = "auto"
+    max_bad_rounds: PositiveInt = 3
+    checkpoint_seconds: NonNegativeFloat = 20.0
+    output_dir: str = "outputs"
+    data_root: str = "~/.cache/hybridfl"
+    ui: Literal["rich", "plain", "none"] = "rich"
+    rerun: bool = False
+    fail_fast: bool = False
+
+
+@dataclass
+class DataCache:
+    """Data sets already read, so that the jobs of a sweep read each once."""
+
+    kept: dict[tuple[str, str], Dataset] = field(default_factory=dict)
+
+    def load(self, reader: Reader, root: Path) -> Dataset:
+        key = (repr(reader), str(root))
+        if key not in self.kept:
+            try:
+                self.kept[key] = reader.load(root)
+            except ConfigError as error:
+                raise error.under("dataset") from error
+        return self.kept[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A run that has been checked and can start.
+
+    Attributes:
+        composed: the config as composed.
+        digest: names the run: 12 hex digits of its identity.
+    """
+
+    composed: Composed
+    settings: Settings
+    federation: Federation
+    method: Method
+    digest: str
+
+    def engine(self) -> Engine:
+        return Engine(
+            self.federation,
+            self.method,
+            self.settings.executor,
+            self.settings.rounds,
+            self.settings.max_bad_rounds,
+            self.settings.start_steps if self.settings.start == "server" else 0,
+        )
+
+    def stored_config(self) -> dict[str, Any]:
+        """What ``config.yaml`` of the run holds."""
+        config = {k: v for k, v in self.composed.config.items() if k not in ("merging", "baseline")}
+        facts = {"name": self.composed.method_name, "moves_raw_data": self.method.moves_raw_data}
+        method = facts | dict(self.composed.config[self.composed.method_key])
+        return config | {"method": method, "overrides": self.composed.line, "digest": self.digest}
+
+
+def settings_of(composed: Composed) -> tuple[Settings, Method]:
+    """Every node built and checked but the model, which needs the data's shape.
+
+    Raises:
+        ConfigError: a key, type, value or choice is wrong.
+    """
+    config = dict(composed.config)
+    nodes = {name: config.pop(name) or {} for name in ("merging", "baseline")}
+    config.pop("experiment", None)
+    if not isinstance(config.pop("model"), Mapping):
+        raise ConfigError("model", "expected a config group with a _target_.")
+    methods = {name: build(node, name) for name, node in nodes.items() if node or name == composed.method_key}
+    settings: Settings = call(Settings, config, "", {})
+    return settings, methods[composed.method_key]
+
+
+def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
+    """Check everything, read the data, draw the split, build the net.
+
+    Raises:
+        ConfigError: before any work, naming key, value and nearest valid choice.
+        DataError: a data file is missing or broken.
+    """
+    settings, method = settings_of(composed)
+    dataset = (cache or DataCache()).load(settings.dataset, Path(settings.data_root).expanduser())
+    split = draw_split(
+        dataset,
+        settings.partitioning,
+        settings.server_data,
+        settings.clients.number,
+        settings.clients.validation,
+        settings.evaluation.min_test,
+        settings.seed,
+    )
+    device, dtype = device_of(settings.device), getattr(torch, settings.dtype)
+    net = build_net(composed.config["model"], dataset, settings.seed).to(device, dtype)
+    start = initial_model(net, device, dtype)
+    file = None if settings.start in ("random", "server") else Path(settings.start).expanduser()
+    federation = Federation(
+        dataset=dataset,
+        split=split,
+        clients=settings.clients,
+        net=net,
+        work=settings.client_optimizer,
+        provides=frozenset(settings.server_data.provides),
+        seed=settings.seed,
+        device=device,
+        dtype=dtype,
+        chunk=settings.evaluation.chunk,
+        start=start if file is None else read_weights(file, start),
+    )
+    check_net(federation)
+    if settings.start == "server" and SERVER not in federation.participants:
+        raise ConfigError("start", "got server, but the server owns no examples; try server_data=share.")
+    key = composed.method_key
+    check_method(method, federation, settings.topology.name_for(method), f"{key}={composed.method_name}")
+    try:
+        method.init(federation)
+    except ConfigError as error:
+        raise error.under(key) from error
+    return Plan(composed, settings, federation, method, digest_of(composed, dataset, file))
+
+
+def build_net(node: Mapping[str, Any], dataset: Dataset, seed: int) -> nn.Module:
+    """The net of a model node, its weights drawn from the run's own stream."""
+    shape = tuple(dataset.train.x.shape[1:])
+    context = {"input_shape": shape, "classes": dataset.classes, "num_classes": dataset.classes}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(seed, "initial weights"))
+        net = build(node, "model", context)
+    if not isinstance(net, nn.Module):
+        raise ConfigError("model._target_", f"gives a {type(net).__name__}, expected a torch.nn.Module.")
+    return net
+
+
+def device_of(name: str) -> torch.device:
+    """The device by its config name.
+
+    Raises:
+        ConfigError: unknown, or not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError("device", f"got '{name}': {reason}; nearest valid choice: cpu.") from error
+    return device
+
+
+def identity_of(composed: Composed, dataset: Dataset, file: Path | None) -> dict[str, Any]:
+    """What decides the run's numbers."""
+    config = {k: v for k, v in composed.config.items() if k not in NOT_IDENTITY}
+    return {
+        "results_version": RESULTS_VERSION,
+        "config": config | ({"start": _file_digest(file)} if file else {}),
+        "method": composed.config[composed.method_key],
+        "data": dataset.fingerprint,
+        "sources": {target: _source_digest(target) for target in sorted(_outside_targets(composed.config))},
+    }
+
+
+def digest_of(composed: Composed, dataset: Dataset, file: Path | None) -> str:
+    text = json.dumps(identity_of(composed, dataset, file), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _outside_targets(node: Any) -> Iterator[str]:
+    """Dotted targets anywhere in the config that are not this package's."""
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        if isinstance(target, str) and not target.startswith("hybridfl."):
+            yield target
+        for value in node.values():
+            yield from _outside_targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _outside_targets(value)
+
+
+def _source_digest(target: str) -> str:
+    found = inspect.unwrap(locate(target, target))
+    try:
+        source = inspect.getsourcefile(found)
+    except TypeError:  # built in: there is no source to change
+        source = None
+    return _file_digest(Path(source)) if source else "built in"
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+

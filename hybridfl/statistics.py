@@ -1,0 +1,138 @@
+"""The numbers of a comparison, free of files and tables: curves in, mean ± sd, paired differences and costs out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+MISSING = math.nan
+"""A number that is not defined, such as the accuracy of a global model that does not exist."""
+
+WINDOW = 10
+"""Evaluations averaged by ``mean10``."""
+
+
+def tail_mean(values: Sequence[float], count: int) -> float:
+    """Mean of the last ``count`` values (of all, if there are fewer); not defined if one of them is not."""
+    window = values[-count:]
+    return math.fsum(window) / len(window) if window else MISSING
+
+
+def mean_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (ddof = 1); the latter is not defined for a single value."""
+    if not values:
+        return MISSING, MISSING
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, MISSING
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval for the mean of independent values; not defined for fewer than two of them."""
+    mean, sd = mean_sd(values)
+    if len(values) < 2:
+        return MISSING, MISSING
+    from scipy.special import stdtrit  # a tenth of the import time of scipy.stats
+
+    half = float(stdtrit(len(values) - 1, 0.5 + confidence / 2)) * sd / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+def best_round(rounds: Sequence[int], accuracies: Sequence[float]) -> int | None:
+    """The round with the highest accuracy, the earliest of equals; None if no accuracy is defined."""
+    defined = [(value, -index) for index, value in zip(rounds, accuracies, strict=True) if math.isfinite(value)]
+    return -max(defined)[1] if defined else None
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one run says about one cell.
+
+    Args:
+        seed: the run's seed.
+        pair: what two runs must share to be compared as a pair, that is seed and split; None = cannot be paired.
+        value: the metric at the chosen point of the run.
+        accuracy: the accuracy at the same point, from which a default target is derived.
+        curve: (round, accuracy, bytes moved so far) of every evaluation in the chosen scope.
+        bytes: bytes moved until the end.
+    """
+
+    seed: Hashable
+    pair: Hashable | None
+    value: float
+    accuracy: float
+    curve: Sequence[tuple[int, float, float]]
+    bytes: float
+
+    def reach(self, target: float) -> tuple[int, float] | None:
+        """Round and bytes of the first evaluation whose accuracy is at least ``target``; None = never."""
+        return next(((index, moved) for index, accuracy, moved in self.curve if accuracy >= target), None)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One cell of the table; NaN where a number is not defined.
+
+    ``low`` and ``high`` bound the 95 % interval of ``difference``, the mean over ``pairs`` pairs. ``rounds_to_target``
+    and ``bytes_to_target`` are means over the ``reached`` of ``runs`` runs that reach the target.
+    """
+
+    runs: int
+    seeds: int
+    mean: float
+    sd: float
+    difference: float
+    low: float
+    high: float
+    pairs: int
+    rounds_to_target: float
+    reached: int
+    bytes_to_target: float
+    bytes: float
+
+
+def paired_differences(ours: Iterable[Observation], theirs: Iterable[Observation]) -> list[float]:
+    """Our value minus theirs for every pair of runs with the same seed and the same split, both defined."""
+    partners = {other.pair: other.value for other in theirs if other.pair is not None and math.isfinite(other.value)}
+    return [o.value - partners[o.pair] for o in ours if o.pair in partners and math.isfinite(o.value)]
+
+
+def summarise(
+    observations: Sequence[Observation], reference: Sequence[Observation], target: float, confidence: float = 0.95
+) -> Summary:
+    """Everything the table says about one cell.
+
+    Args:
+        observations: one run each.
+        reference: the runs of the reference in the same column; empty for the reference itself.
+        target: accuracy to reach; NaN = never reached.
+        confidence: of the interval around the difference.
+    """
+    defined = [o for o in observations if math.isfinite(o.value)]
+    mean, sd = mean_sd([o.value for o in defined])
+    differences = paired_differences(defined, reference)
+    low, high = t_interval(differences, confidence)
+    reached = [found for o in observations if (found := o.reach(target)) is not None]
+    return Summary(
+        runs=len(observations),
+        seeds=len({o.seed for o in defined or observations}),
+        mean=mean,
+        sd=sd,
+        difference=mean_sd(differences)[0],
+        low=low,
+        high=high,
+        pairs=len(differences),
+        rounds_to_target=mean_sd([float(index) for index, _ in reached])[0],
+        reached=len(reached),
+        bytes_to_target=mean_sd([moved for _, moved in reached])[0],
+        bytes=mean_sd([o.bytes for o in observations if math.isfinite(o.bytes)])[0],
+    )
+
+
+def default_target(cells: Iterable[Sequence[Observation]], share: float = 0.9) -> float:
+    """``share`` of the best cell's mean accuracy, to three decimals so that a caption can state it exactly."""
+    means = [mean_sd([o.accuracy for o in cell if math.isfinite(o.accuracy)])[0] for cell in cells]
+    defined = [mean for mean in means if math.isfinite(mean)]
+    return round(share * max(defined), 3) if defined else MISSING

@@ -1,0 +1,113 @@
+"""A sweep: every job checked before the first starts, finished ones shared, a failing one does not stop the others."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hybridfl.config import Composed, Composer
+from hybridfl.engine import Unsuitable
+from hybridfl.errors import ConfigError, DataError, HybridflError
+from hybridfl.experiment import run
+from hybridfl.plan import DataCache, make_plan, settings_of
+from hybridfl.progress import Progress, make_progress
+from hybridfl.store import readable_errors, write_text_atomic
+
+COLUMNS = ("run", "status", "method", "overrides", "error")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A job of a sweep: a row of its ``runs.csv``."""
+
+    composed: Composed
+    digest: str
+    run: str = ""
+    status: str = "pending"
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a sweep ended: its folder, and the jobs that failed."""
+
+    folder: Path
+    failed: int
+
+
+def sweep(overrides: Sequence[str], config_dir: Path | None) -> Finished:
+    """All jobs of an ``-m`` line.
+
+    Raises:
+        ConfigError: some job's config is wrong; none has been started.
+        KeyboardInterrupt: stopped; the same line goes on where it was.
+    """
+    cache = DataCache()
+    with Composer(config_dir) as composer:
+        composed = [composer.compose(job) for job in composer.expand(overrides)]
+    entries = [_checked(job, cache) for job in composed]
+    if all(entry.status == "skipped" for entry in entries):
+        raise ConfigError("", f"every job of the sweep was skipped; the first: {entries[0].error}")
+    settings, _ = settings_of(entries[0].composed)
+    folder = Path(settings.output_dir) / "sweeps" / _digest(entries)
+    with readable_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(folder / "overrides.txt", " ".join(overrides) + "\n")
+    _write(folder, entries)
+    with make_progress(settings.ui) as progress:
+        for entry in entries:
+            if entry.status == "skipped":
+                progress.note(f"skipped: {entry.composed.line}: {entry.error}")
+        for i, entry in enumerate(entries):
+            if entry.status == "skipped":
+                continue
+            entries[i] = _run(entry, cache, progress)
+            _write(folder, entries)
+            if entries[i].status == "failed" and settings.fail_fast:
+                break
+    return Finished(folder, sum(entry.status == "failed" for entry in entries))
+
+
+def _checked(composed: Composed, cache: DataCache) -> Entry:
+    try:
+        return Entry(composed, make_plan(composed, cache).digest)
+    except Unsuitable as reason:
+        return Entry(composed, "", status="skipped", error=str(reason))
+    except (ConfigError, DataError) as error:
+        where = f"in the job '{composed.line}': " if composed.line else ""
+        raise ConfigError("", f"{where}{error}") from error
+
+
+def _run(entry: Entry, cache: DataCache, progress: Progress) -> Entry:
+    # The plan is made again rather than kept: a thousand federations would not fit into memory.
+    plan = make_plan(entry.composed, cache)
+    try:
+        path = run(plan, progress)
+    except Exception as error:
+        # At once, and in red where there is colour; the traceback is in the run's own log.
+        text = f"failed: {entry.composed.line}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        print(f"\x1b[31m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+        if not isinstance(error, HybridflError):
+            print(f"  the traceback is in the log of run {plan.digest}", file=sys.stderr, flush=True)
+        return replace(entry, run=plan.digest, status="failed", error=str(error))
+    return replace(entry, run=path.name, status="done", error="")
+
+
+def _digest(entries: Sequence[Entry]) -> str:
+    lines = [entry.digest or entry.composed.line for entry in entries]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+
+def _write(folder: Path, entries: Sequence[Entry]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for entry in entries:
+        name = entry.run or entry.digest
+        writer.writerow([name, entry.status, entry.composed.method_name, entry.composed.line, entry.error])
+    write_text_atomic(folder / "runs.csv", text.getvalue())

@@ -1,0 +1,255 @@
+"""The nouns: what a method hands out, what comes back, and what it keeps.
+
+A method yields lists of :class:`Job` and receives :class:`Results`; see :class:`Method`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hybridfl import params as P
+from hybridfl.params import Params
+from hybridfl.parametrization import Parametrization, full
+from hybridfl.rng import stream
+
+if TYPE_CHECKING:
+    from hybridfl.federation import Federation
+    from hybridfl.local import LocalWork
+
+SERVER: Final = -1
+"""The server as a participant; clients are 0 … K - 1."""
+
+State = dict[str, Any]
+"""A method's whole memory: nested dicts and lists of tensors, :class:`Model`, int, float, bool, str and None."""
+
+
+class Model(NamedTuple):
+    """What is sent, returned, merged and served."""
+
+    params: Params
+    buffers: Params
+
+
+class Batch(NamedTuple):
+    """Examples of a step: inputs ``(b, …)``, labels ``(b,)`` and their positions in the job's view ``(b,)``."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+
+
+Apply = Callable[[Params, Tensor], Tensor]
+LossRule = Callable[[Apply, Params, Params, Batch, Mapping[str, Any]], Tensor]
+"""``loss(apply, theta, params, batch, ctx)`` → scalar; ``apply(params, x)`` gives logits ``(b, classes)``."""
+GradRule = Callable[[Params, Params, Mapping[str, Any]], Params]
+"""``grad(gradients, theta, ctx)`` → the gradients to use instead."""
+Probe = Callable[["ProbeInput"], Any]
+"""A statistic of a model on a view, see :mod:`hybridfl.probes`; returns a tensor, or a dict of tensors."""
+
+
+@dataclass(frozen=True)
+class ProbeInput:
+    """What a probe sees: the job's view in evaluation mode, in chunks that fit into memory.
+
+    Attributes:
+        apply: ``apply(params, x)`` → logits, in evaluation mode.
+        theta: the trained tensors at the end of the local work.
+        to_params: θ → params.
+        batches: the examples of the view in order, once.
+        loss: the job's loss rule.
+        ctx: the job's tensors.
+    """
+
+    apply: Apply
+    theta: Params
+    to_params: Callable[[Params], Params]
+    batches: list[Batch]
+    loss: LossRule
+    ctx: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class View:
+    """Whose data a job reads, and which part of them.
+
+    Attributes:
+        owners: participants; ``None`` is the job's own. Anybody else's data means that raw data move: the engine books
+            the bytes, and refuses it to a method that does not say ``moves_raw_data``.
+        split: the training or the validation part.
+    """
+
+    owners: tuple[int, ...] | None = None
+    split: Literal["train", "val"] = "train"
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Local work, or with ``steps=0`` a pure measurement.
+
+    Attributes:
+        participant: who does it.
+        start: the model it starts from. Its ``params`` are what is trained: θ.
+        parametrization: the map θ → params of the net, given ``frozen``.
+        frozen: tensors the map needs beside θ; they are sent too.
+        view: whose data, which part.
+        work: optimiser, batch size and amount; ``None`` is the run's ``client_optimizer``.
+        steps: overrides the number of steps of ``work``; 0 is a measurement.
+        loss: rule of the loss; ``None`` is cross-entropy.
+        grad: rule that corrects the gradient; ``None`` leaves it.
+        ctx: numbers and tensors the rules read; they are sent too.
+        probes: statistics wanted at the end, by name.
+        tag: tells several jobs of a participant in one round apart, and keys their randomness.
+        optimizer_state: state to continue from; ``None`` starts afresh.
+        keep_optimizer: return the optimiser's state.
+        communicates: ``False`` when start and result never leave the participant: no bytes are booked.
+    """
+
+    participant: int
+    start: Model
+    parametrization: Parametrization = full
+    frozen: Mapping[str, Any] = field(default_factory=dict)
+    view: View = View()
+    work: LocalWork | None = None
+    steps: int | None = None
+    loss: LossRule | None = None
+    grad: GradRule | None = None
+    ctx: Mapping[str, Any] = field(default_factory=dict)
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    tag: str = ""
+    optimizer_state: State | None = None
+    keep_optimizer: bool = False
+    communicates: bool = True
+
+    @property
+    def is_measurement(self) -> bool:
+        return self.steps == 0
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What comes back from a job.
+
+    Attributes:
+        participant, tag: as in the job.
+        start: the model the job started from (shared, not copied).
+        model: θ after the local work, and the buffers it left.
+        examples: size of the view.
+        steps: local steps really done.
+        loss: mean loss over these steps; NaN for a measurement.
+        probes: statistics asked for, by name.
+        optimizer_state: if asked for.
+        birth: round in which the job started; the staleness is the round of arrival minus this.
+    """
+
+    participant: int
+    tag: str
+    start: Model
+    model: Model
+    examples: int
+    steps: int
+    loss: float
+    probes: Mapping[str, Any] = field(default_factory=dict)
+    optimizer_state: State | None = None
+    birth: int = 0
+
+    @property
+    def delta(self) -> Params:
+        """The update: θ after minus θ before."""
+        return P.subtract(self.model.params, self.start.params)
+
+
+class Results(list[Result]):
+    """Results of one yield, in the order of the jobs (late ones in the order of their arrival slots)."""
+
+    def weights(self, by: Literal["examples", "uniform"] = "examples") -> list[float]:
+        return [float(r.examples) if by == "examples" else 1.0 for r in self]
+
+    def mean(self, by: Literal["examples", "uniform"] = "examples") -> Model:
+        """Weighted mean of the returned models, buffers too."""
+        return Model(P.mean([r.model.params for r in self], self.weights(by)), self.mean_buffers(by))
+
+    def mean_delta(self, by: Literal["examples", "uniform"] = "examples") -> Params:
+        """Weighted mean of the updates."""
+        return P.mean([r.delta for r in self], self.weights(by))
+
+    def mean_buffers(self, by: Literal["examples", "uniform"] = "examples") -> Params:
+        return P.mean([r.model.buffers for r in self], self.weights(by)) if self else {}
+
+    def of(self, participants: Iterable[int]) -> Results:
+        wanted = set(participants)
+        return Results(r for r in self if r.participant in wanted)
+
+
+class Served(NamedTuple):
+    """A model a participant would deploy; several of them are an ensemble of weighted mean logits."""
+
+    model: Model
+    weight: float = 1.0
+
+
+@dataclass
+class Round:
+    """What a method may know about the round it is in.
+
+    Attributes:
+        index: 0, 1, ….
+        total: number of rounds of the run.
+        clients: the clients that start working now, from the present model.
+        cohort: number of client results that arrive in every round.
+        work: the run's local work (``client_optimizer``).
+        seed: of the run.
+    """
+
+    index: int
+    total: int
+    clients: list[int]
+    cohort: int
+    work: LocalWork
+    seed: int
+    reports: list[tuple[str, int | None, float]] = field(default_factory=list)
+
+    def rng(self, purpose: str, participant: int | None = None) -> np.random.Generator:
+        """A random stream of its own for this purpose, round and participant."""
+        return stream(self.seed, purpose, self.index, *(() if participant is None else (participant,)))
+
+    def report(self, name: str, value: float | Tensor, participant: int | None = None) -> None:
+        """A number for ``method.csv``, written when the round commits."""
+        number = value.item() if isinstance(value, torch.Tensor) else value
+        self.reports.append((name, participant, float(number)))
+
+
+class Method(Protocol):
+    """Three functions and four facts; a method keeps nothing on ``self`` but its numbers.
+
+    Attributes:
+        requires: what it needs of the federation, such as ``"server_data"`` and ``"server_labels"``.
+        asynchronous: whether it can use results that arrive late (``clients.delay`` > 0).
+        topology: ``"star"`` for a server and its clients.
+        moves_raw_data: whether examples leave their owner; tables mark such methods.
+    """
+
+    requires: frozenset[str]
+    asynchronous: bool
+    topology: str
+    moves_raw_data: bool
+
+    def init(self, federation: Federation) -> State:
+        """The state before round 0. Raises ConfigError for options that do not fit this federation."""
+        ...
+
+    def round(self, state: State, now: Round) -> Generator[list[Job], Results, State]:
+        """Yield jobs, receive results, as often as needed; return the new state. ``state`` is never changed in place.
+
+        The first yield hands out the jobs born now and receives the client results due now.
+        """
+        ...
+
+    def serve(self, state: State, participant: int) -> list[Served]:
+        """What ``participant`` would deploy; ``SERVER`` asks for the global model; ``[]`` means there is none."""
+        ...
