@@ -90,9 +90,7 @@ def build(node: Mapping[str, Any], key: str, context: Mapping[str, Any] | None =
 
 def signature_of(target: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
     """Parameters of a target by name, and their resolved annotations."""
-    parameters = {
-        name: parameter for name, parameter in inspect.signature(target).parameters.items() if name != "self"
-    }
+    parameters = {name: parameter for name, parameter in inspect.signature(target).parameters.items() if name != "self"}
     annotated = target.__init__ if inspect.isclass(target) else target
     try:
         hints = typing.get_type_hints(annotated, include_extras=True)

@@ -145,7 +145,7 @@ def _identity(tensor: Tensor) -> tuple[object, ...]:
 
 
 def _compact(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach().resolve_conj().resolve_neg().cpu()
+    tensor = tensor.detach().cpu()
     # torch.save writes the storage, not the tensor. One that fills its storage needs no copy.
     fills = tensor.untyped_storage().nbytes() <= tensor.numel() * tensor.element_size()
     return tensor if fills else tensor.clone()

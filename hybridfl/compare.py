@@ -39,12 +39,12 @@ CSV_CONTEXT = ("target", "metric", "scope", "at", "moves_raw_data")
 
 NOT_RESULTS = frozenset(
     [
-        *("seed", "digest", "overrides", "name", "experiment", "sweep", "claims", "tuned", "table", "hydra", "rerun"),
-        *("output_dir", "data_dir", "root", "device", "devices", "executor", "tracker", "ui", "verbose", "resume"),
-        *("checkpoint_seconds", "fail_fast"),
+        *("seed", "overrides", "digest", "baseline", "merging", "experiment", "claims", "tuned", "tracker", "executor"),
+        *("device", "output_dir", "data_root", "ui", "rerun", "fail_fast", "checkpoint_seconds", "max_bad_rounds"),
     ]
 )
-"""Top-level config keys that may differ between runs of one cell, as they do not decide a result."""
+"""Top-level config keys that may differ between runs of one cell: ``plan.NOT_IDENTITY``, whose import takes seconds,
+the seed, and what is written beside the config."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,18 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
             method = str(run.value("method")) if key.startswith("method.") else ""
             values.setdefault(method, set()).add(token(run.value(key)))
     keys = [key for key, values in seen.items() if any(len(found) > 1 for found in values.values())]
+    keys = list(dict.fromkeys(_short(key, runs) for key in keys))
     methods = [] if len({token(run.value("method")) for run in runs}) < 2 else ["method"]
-    return methods + sorted(keys, key=lambda key: (not key.endswith(".name"), not key.endswith("._target_")))
+    names = {key for key in keys if key.endswith((".name", "._target_")) or any(key not in run.flat for run in runs)}
+    return methods + sorted(keys, key=lambda key: key not in names)
+
+
+def _short(key: str, runs: Sequence[Run]) -> str:
+    """``partitioning`` for ``partitioning._target_``, where the class name alone tells the same runs apart."""
+    group = key.removesuffix("._target_")
+    if group in (key, "method") or any(f"{group}.name" in run.flat for run in runs):
+        return key
+    return group if _decided(key, [group], runs) else key
 
 
 def _follows_seed(key: str, runs: Sequence[Run]) -> bool:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from hybridfl.params import nbytes
 from hybridfl.types import SERVER, Job, Model, Result
@@ -63,3 +65,27 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
         elif isinstance(value, Mapping):
             yield from _tensors(value.values())
+
+
+class FlopCounter(TorchDispatchMode):
+    """Floating-point operations by torch's own formulas; one multiply–accumulate is two.
+
+    ``torch.utils.flop_counter.FlopCounterMode`` counts the same, but its bookkeeping by module imports the compiler,
+    which costs 2 s at the start of every run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._overloadpacket not in flop_registry:
+            with self:
+                inner = func.decompose(*args, **kwargs)
+            if inner is not NotImplemented:
+                return inner
+        out = func(*args, **kwargs)
+        if func._overloadpacket in flop_registry:
+            self.flops += int(flop_registry[func._overloadpacket](*args, **kwargs, out_val=out))
+        return out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 from hybridfl.params import nbytes
 from hybridfl.plan import Plan
 from hybridfl.types import SERVER
@@ -14,19 +16,11 @@ def describe(plan: Plan) -> str:
     """Checks passed, the split as a table, estimated bytes and memory."""
     from rich.console import Console
 
-    console = Console(width=100, record=True, file=_Nowhere(), highlight=False)
+    console = Console(width=100, record=True, file=io.StringIO(), highlight=False)
     for line in (*_facts(plan), ""):
         console.print(line, markup=False)
     console.print(_table(plan))
     return console.export_text().rstrip()
-
-
-class _Nowhere:
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        return None
 
 
 def _facts(plan: Plan) -> list[str]:

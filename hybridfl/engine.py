@@ -51,7 +51,7 @@ class Snapshot:
     round: int
     state: State
     in_flight: tuple[InFlight, ...] = ()
-    costs: Costs = Costs()
+    costs: Costs = field(default_factory=Costs)
     moved: tuple[tuple[int, int], ...] = ()
     bad_rounds: int = 0
     seconds: float = 0.0
@@ -307,7 +307,12 @@ def _distinct(jobs: Sequence[Job]) -> list[Job]:
     seen: set[tuple[Any, ...]] = set()
     kept = []
     for job in jobs:
-        key = (job.participant, id(job.start.params), id(job.frozen) if job.frozen else 0, id(job.ctx) if job.ctx else 0)
+        key = (
+            job.participant,
+            id(job.start.params),
+            id(job.frozen) if job.frozen else 0,
+            id(job.ctx) if job.ctx else 0,
+        )
         if key not in seen:
             seen.add(key)
             kept.append(job)

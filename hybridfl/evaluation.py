@@ -112,9 +112,7 @@ class Evaluator:
             for k, (accuracy, loss) in scores.items()
         ]
 
-    def _served(
-        self, personal: dict[int, list[Served]], test: _Set, round: int, last: bool, rows: list[Row]
-    ) -> None:
+    def _served(self, personal: dict[int, list[Served]], test: _Set, round: int, last: bool, rows: list[Row]) -> None:
         if not personal:
             return
         chosen = sorted(personal)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from hybridfl import __version__, checkpoints
 from hybridfl.costs import Costs
@@ -117,11 +116,11 @@ class _Attempt:
         done = self.snapshot.round if self.snapshot else 0
         reason = str(error) if isinstance(error, HybridflError) else f"{type(error).__name__}: {error}"
         detail = reason if isinstance(error, HybridflError) else traceback.format_exc()
-        for write in (lambda: self._log(f"failed: {detail}"), lambda: self._status("failed", done, reason)):
-            try:
-                write()
-            except HybridflError as second:
-                self.progress.note(str(second))
+        try:
+            self._log(f"failed: {detail}")
+            self._status("failed", done, reason)
+        except HybridflError as second:
+            self.progress.note(str(second))
 
     def _commit(self, after: Snapshot, record: Record, evaluator: Evaluator) -> float | None:
         """Rows of the round on disk, those of one table in one write."""
@@ -156,6 +155,8 @@ class _Attempt:
         self.saved = self.snapshot.round
 
     def _describe(self) -> None:
+        import yaml
+
         text = yaml.safe_dump(self.plan.stored_config(), sort_keys=False, allow_unicode=True)
         write_text_atomic(self.folder.path / "config.yaml", text)
         write_text_atomic(self.folder.path / "split.json", self._split())
@@ -185,7 +186,9 @@ class _Attempt:
     def _report_differences(self) -> None:
         found = [difference for table in self.tables for difference in table.differences]
         if found:
-            self._note(f"{len(found)} values came out differently when rounds were computed again, the first: {found[0]}")
+            self._note(
+                f"{len(found)} values came out differently when rounds were computed again, the first: {found[0]}"
+            )
 
     def _note(self, text: str) -> None:
         self._log(text)

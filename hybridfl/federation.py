@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -10,10 +9,9 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from hybridfl import params as P
 from hybridfl.availability import Clients
+from hybridfl.costs import FlopCounter
 from hybridfl.data.dataset import Dataset, Examples
 from hybridfl.data.split import Split
 from hybridfl.errors import ConfigError
@@ -121,13 +119,14 @@ class Federation:
 
     @cached_property
     def forward_macs(self) -> int:
-        """Multiply–accumulates of one example's forward pass; the counter gives 2 × MACs."""
+        """Multiply–accumulates of one example's forward pass."""
         shape = self.dataset.train.x.shape[1:]
         example = torch.zeros(1, *shape, device=self.device, dtype=self.dtype)
         self.net.eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with FlopCounter() as counter, torch.no_grad():
             torch.func.functional_call(self.net, {**self.start.params, **self.start.buffers}, (example,))
-        return int(counter.get_total_flops()) // 2
+        macs: int = counter.flops // 2
+        return macs
 
 
 def initial_model(net: nn.Module, device: torch.device, dtype: torch.dtype) -> Model:
@@ -159,12 +158,8 @@ def check_net(federation: Federation) -> None:
     try:
         with torch.no_grad():
             out = torch.func.functional_call(federation.net, {**model.params, **model.buffers}, (x,))
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ConfigError("model", f"the net does not accept examples of shape {shape}: {error}") from error
     if tuple(out.shape) != (2, federation.classes):
         problem = f"gives {tuple(out.shape)} for 2 examples; expected logits (2, {federation.classes})."
         raise ConfigError("model", problem)
-
-
-def total_bytes(models: Iterable[Model]) -> int:
-    return sum(P.nbytes([*m.params.values(), *m.buffers.values()]) for m in models)

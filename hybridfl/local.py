@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, cast
@@ -187,12 +188,30 @@ class Outcome:
     measured: int
 
 
+@contextmanager
+def torch_random(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's global randomness set to ``seed`` within the block, and put back after it.
+
+    ``torch.manual_seed`` does the same for all devices, but imports the compiler, 2 s at the start of every run.
+    """
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        torch.cuda.init()
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    before = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
+
+
 def run_task(bench: Workbench, task: Task) -> Outcome:
     """Do the job: ``task.steps`` optimiser steps on θ, then the probes."""
     job = task.job
-    devices = [bench.x.device] if bench.x.is_cuda else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(task.torch_seed)
+    with torch_random(task.torch_seed, bench.x.device):
         theta, buffers, state, loss, trained = _train(bench, task)
     measured = 0
     statistics: dict[str, Any] = {}

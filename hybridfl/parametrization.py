@@ -117,6 +117,6 @@ class AtlasSpan:
 
     def __call__(self, theta: Params, frozen: Mapping[str, Any]) -> Params:
         c = self.coefficients(theta, frozen) * frozen["scales"]
-        flat = _Span.apply(c, frozen["origin"], self.segments, *frozen["anchors"])
+        flat: Tensor = _Span.apply(c, frozen["origin"], self.segments, *frozen["anchors"])  # type: ignore[no-untyped-call]
         params = self.layout.unflatten(flat)
         return params | {name: tensor for name, tensor in theta.items() if name != "c"}

@@ -73,7 +73,7 @@ def nbytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of *distinct* tensors: what is named twice is sent once."""
     seen: dict[tuple[int, int, torch.Size], int] = {}
     for tensor in tensors:
-        seen[(tensor.data_ptr(), tensor.storage_offset(), tensor.shape)] = tensor.numel() * tensor.element_size()
+        seen[(tensor.data_ptr(), int(tensor.storage_offset()), tensor.shape)] = tensor.numel() * tensor.element_size()
     return sum(seen.values())
 
 

@@ -28,10 +28,10 @@ from hybridfl.errors import ConfigError
 from hybridfl.evaluation import Evaluation
 from hybridfl.executors import Executor
 from hybridfl.federation import Federation, check_net, initial_model
-from hybridfl.local import LocalWork
+from hybridfl.local import LocalWork, torch_random
 from hybridfl.models.files import read_weights
 from hybridfl.rng import torch_seed
-from hybridfl.types import SERVER, Method, Model
+from hybridfl.types import SERVER, Method
 
 RESULTS_VERSION = 1
 """Raised when the same config gives other numbers than before."""
@@ -75,7 +75,7 @@ class Settings:
     start: str = "random"
     start_steps: PositiveInt = 200
     evaluate_every: PositiveInt = 1
-    evaluation: Evaluation = Evaluation()
+    evaluation: Evaluation = field(default_factory=Evaluation)
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "auto"
     max_bad_rounds: PositiveInt = 3
@@ -203,8 +203,7 @@ def build_net(node: Mapping[str, Any], dataset: Dataset, seed: int) -> nn.Module
     """The net of a model node, its weights drawn from the run's own stream."""
     shape = tuple(dataset.train.x.shape[1:])
     context = {"input_shape": shape, "classes": dataset.classes, "num_classes": dataset.classes}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed(seed, "initial weights"))
+    with torch_random(torch_seed(seed, "initial weights"), torch.device("cpu")):
         net = build(node, "model", context)
     if not isinstance(net, nn.Module):
         raise ConfigError("model._target_", f"gives a {type(net).__name__}, expected a torch.nn.Module.")
@@ -269,5 +268,3 @@ def _source_digest(target: str) -> str:
 
 def _file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-

@@ -72,7 +72,7 @@ def _direction(seen: ProbeInput, theta: Params, origin: Params, i: int) -> Param
 
 
 def _slope(seen: ProbeInput, origin: Params, direction: Params, batch: Batch) -> Tensor:
-    _, slope = torch.func.jvp(lambda params: seen.apply(params, batch.x), (origin,), (direction,))
+    slope: Tensor = torch.func.jvp(lambda params: seen.apply(params, batch.x), (origin,), (direction,))[1]
     return slope.detach()
 
 

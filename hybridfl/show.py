@@ -183,14 +183,13 @@ def find_runs(paths: Sequence[Path], warn: Callable[[str], None] = to_stderr) ->
         HybridflError: no run is finished.
     """
     left_out: Counter[str] = Counter()
-    folders: dict[Path, bool] = {}  # folder → named by a sweep; a dict keeps the order and drops repetitions
-    for path in paths:
-        for folder, in_sweep in _folders(path, left_out):
-            folders[folder] = folders.get(folder, False) or in_sweep
+    found_in = [entry for path in paths for entry in _folders(path, left_out)]
+    jobs = [folder for folder, in_sweep in found_in if in_sweep]
     attempts: dict[str, list[Run]] = {}
-    for job, folder in enumerate(sorted(folders, key=lambda folder: not folders[folder])):
+    # a dict keeps the order and drops repetitions
+    for place, folder in enumerate(dict.fromkeys([*jobs, *(folder for folder, _ in found_in)])):
         try:
-            found = read_run(folder, job if folders[folder] else None)
+            found = read_run(folder, place if place < len(set(jobs)) else None)
         except DataError:
             left_out["unreadable"] += 1
             continue
@@ -233,7 +232,7 @@ def _neighbours(path: Path) -> str:
     """The nearest folders that do exist, beside the path or below the output folder it seems to lie in."""
     parent = next((folder for folder in path.parents if folder.is_dir()), path)
     near = [folder for folder in parent.iterdir() if folder.is_dir() and folder.name[0] != "." and folder != path]
-    below = [folder for place in ("runs", "sweeps") for folder in (path / place, parent / "outputs" / place)]
+    below = [folder for place in ("runs", "sweeps") for folder in (parent / place, parent / "outputs" / place)]
     near += [folder for place in below if place.is_dir() for folder in place.iterdir() if folder.is_dir()]
     return nearest(path.name, [folder.name for folder in near])
 
@@ -320,7 +319,7 @@ def _fact(name: str, value: str, width: int) -> str:
 
 
 def _file_names(folder: Path) -> list[str]:
-    return sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
+    return sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir() if path.name[0] != ".")
 
 
 def _costs(shown: Run) -> dict[str, str]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hybridfl import params as P
-from hybridfl.params import Params
 from hybridfl.parametrization import Parametrization, full
+from hybridfl.params import Params
 from hybridfl.rng import stream
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
     x: Tensor
     y: Tensor
-    index: Tensor
+    positions: Tensor
 
 
 Apply = Callable[[Params, Tensor], Tensor]

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,12 @@ from hybridfl.compare import Options, render
 from hybridfl.errors import ConfigError, HybridflError
 from hybridfl.statistics import Observation
 
-HEADER = "round,scope,accuracy,loss,worst10,spread,examples,bytes_up,bytes_down,bytes_peer,macs,server_macs,local_steps,seconds"
+HEADER = ",".join(
+    [
+        *("round", "scope", "accuracy", "loss", "worst10", "spread", "examples"),
+        *("bytes_up", "bytes_down", "bytes_peer", "macs", "server_macs", "local_steps", "seconds"),
+    ]
+)
 Scopes = Mapping[str, Sequence[float]]
 
 
@@ -55,7 +61,8 @@ class Outputs:
             node[last] = value
         curves = scopes if isinstance(scopes, Mapping) else {"global": scopes}
         rows = [
-            f"{index},{scope},{value},{1 - value},{value / 2 if scope == 'clients' else ''},,9,{index}e6,{2 * index}e6,,,,,"
+            f"{index},{scope},{value},{1 - value},{value / 2 if scope == 'clients' else ''},,9,{index}e6,{2 * index}e6"
+            ",,,,,"
             for scope, values in curves.items()
             for index, value in enumerate(values, 1)
         ]
@@ -105,7 +112,7 @@ def warnings_of(path: Path, **options: Any) -> list[str]:
 
 
 def test_mean_and_sample_sd() -> None:
-    assert statistics.mean_sd([1.0, 2.0, 6.0]) == (3.0, pytest.approx(math.sqrt(7)))
+    assert statistics.mean_sd([1.0, 2.0, 6.0]) == pytest.approx((3.0, math.sqrt(7)))
     assert statistics.mean_sd([4.0])[0] == 4.0
     assert math.isnan(statistics.mean_sd([4.0])[1])
     assert math.isnan(statistics.mean_sd([])[0])
@@ -331,7 +338,7 @@ def test_a_wrong_path_is_named_with_its_neighbours(outputs: Outputs) -> None:
         assert caught.value.exit_status == 2
     empty = outputs.path.parent / "empty"
     empty.mkdir()
-    with pytest.raises(ConfigError, match=r"empty: is not a run folder .*Valid: outputs\."):
+    with pytest.raises(ConfigError, match=r"empty: is not a run folder .*Valid: abcdef, outputs\."):
         render([empty])
 
 
@@ -424,6 +431,7 @@ def test_differences_stay_within_a_column(outputs: Outputs) -> None:
 
 def test_terminal_shows_every_number(outputs: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setattr(sys, "stdout", io.StringIO())  # no terminal, under pytest -s as well
     for seed in (1, 2):
         outputs.run(f"a{seed}", "fedavg", seed, {"global": [0.5], "clients": [0.6], "served": [0.7]})
         outputs.run(f"b{seed}", "oracle", seed, [0.8 + 0.1 * seed], method__moves_raw_data=True)
@@ -431,18 +439,33 @@ def test_terminal_shows_every_number(outputs: Outputs, monkeypatch: pytest.Monke
     assert lines[0].split("   ")[0].strip() == "method"
     for part in ("accuracy global", "clients", "worst10", "served", "− fedavg [95 %]", "rounds to 95 %", "MB to 95 %"):
         assert part in lines[0]
-    assert lines[2].split() == "fedavg 2 50.0 ± 0.0 60.0 30.0 70.0 – (0/2) – 3".split()
-    assert lines[3].split() == "oracle† 2 95.0 ± 7.1 – – – +45.0 [-18.5, +108.5] 1 (1/2) 3 3".split()
+    assert " ".join(lines[2].split()) == "fedavg 2 50.0 ± 0.0 60.0 30.0 70.0 – (0/2) – 3"
+    assert " ".join(lines[3].split()) == "oracle† 2 95.0 ± 7.1 – – – +45.0 [-18.5, +108.5] 1 (1/2) 3 3"
     assert lines[4].startswith("accuracy in %, scope global, mean of the last 10 evaluations")
     assert lines[-1] == "† moves raw data to another owner."
     assert "\x1b" not in "".join(lines)
+
+
+def test_the_best_mean_is_bold_on_a_terminal(outputs: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    outputs.run("a", "fedavg", 1, [0.5])
+    outputs.run("b", "feddle", 1, [0.75])
+    text = render([outputs.path])
+    assert re.search(r"\x1b\[1m *75\.0\x1b\[0m", text)
+    assert not re.search(r"\x1b\[1m *50\.0", text)
 
 
 def test_pivot_marks_the_best_of_each_column(outputs: Outputs) -> None:
     for method, scores in (("fedavg", (0.5, 0.8)), ("feddle", (0.6, 0.7))):
         for alpha, score in zip((0.1, 0.5), scores, strict=True):
             outputs.run(f"{method}{alpha}", method, 1, [score], partitioning__alpha=alpha)
-    pivot = {"cols": "partitioning.alpha", "format": "markdown"}
+    pivot: dict[str, Any] = {"cols": "partitioning.alpha", "format": "markdown"}
     assert render([outputs.path], Options(**pivot)).splitlines()[:5] == [
         "| method | 0.1 | 0.5 |",
         "| :--- | ---: | ---: |",

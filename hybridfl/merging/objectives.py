@@ -26,7 +26,10 @@ NEEDS_TEACHER: frozenset[str] = frozenset({"kd", "mix"})
 
 def distillation(logits: Tensor, teacher: Tensor) -> Tensor:
     """KL divergence from the teacher's prediction to the net's, mean over the batch; logits ``(b, classes)`` both."""
-    return F.kl_div(F.log_softmax(logits, 1), F.log_softmax(teacher, 1), reduction="batchmean", log_target=True)
+    divergence: Tensor = F.kl_div(
+        F.log_softmax(logits, 1), F.log_softmax(teacher, 1), reduction="batchmean", log_target=True
+    )
+    return divergence
 
 
 def confident_and_diverse(logits: Tensor) -> Tensor:
@@ -34,7 +37,8 @@ def confident_and_diverse(logits: Tensor) -> Tensor:
     q = F.softmax(logits, 1)
     each = -(q * F.log_softmax(logits, 1)).sum(1).mean()
     together = q.mean(0)
-    return each + torch.special.xlogy(together, together).sum()
+    spread: Tensor = torch.special.xlogy(together, together).sum()
+    return each + spread
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class SearchLoss:
         if self.objective == "entropy":
             return confident_and_diverse(logits)
         if self.objective == "kd":
-            return distillation(logits, ctx["teacher"][batch.index])
-        labelled = F.cross_entropy(logits, batch.y)
+            return distillation(logits, ctx["teacher"][batch.positions])
+        labelled: Tensor = F.cross_entropy(logits, batch.y)
         if self.objective == "mix":
-            return 0.5 * labelled + 0.5 * distillation(logits, ctx["teacher"][batch.index])
+            return 0.5 * labelled + 0.5 * distillation(logits, ctx["teacher"][batch.positions])
         return labelled

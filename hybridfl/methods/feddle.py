@@ -176,7 +176,9 @@ class Feddle(Facts):
         fallback: Fallback = Fallback(),
     ) -> None:
         if search.kind == "closed_form" and coef.constraint not in ("affine", "free"):
-            raise ConfigError("coef.constraint", f"got {coef.constraint}; search.kind=closed_form takes affine or free.")
+            raise ConfigError(
+                "coef.constraint", f"got {coef.constraint}; search.kind=closed_form takes affine or free."
+            )
         if objective == "head" and search.kind not in ("adam", "sgd"):
             raise ConfigError("search.kind", f"got {search.kind}; objective=head takes adam or sgd.")
         self.anchor, self.atlas, self.norm = anchor, atlas, norm
@@ -291,7 +293,9 @@ class Feddle(Facts):
         old = [space.default.new_zeros(1) if e["added"] == now.index else e["coefficients"] for e in entries]
         return space.default + torch.stack([row.expand(space.default.shape[1]) for row in old])
 
-    def _searched(self, space: _Space, start: Tensor, now: Round) -> Generator[list[Job], Results, tuple[Tensor, Params]]:
+    def _searched(
+        self, space: _Space, start: Tensor, now: Round
+    ) -> Generator[list[Job], Results, tuple[Tensor, Params]]:
         """Coefficients and the server's head after the search."""
         if self.search.steps == 0:
             return space.constrained(start), space.extra
@@ -357,5 +361,3 @@ class Feddle(Facts):
                 if float(result.probes["loss"]) <= limit + self.fallback.slack:
                     return c, True
         return space.default, True
-
-
