@@ -7,6 +7,7 @@ dataclasses for nested options, and ``Annotated[..., Range(...)]`` for numbers. 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -20,6 +21,7 @@ from hybridfl.errors import ConfigError, nearest
 
 EMPTY = inspect.Parameter.empty
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+_UNRESOLVED = (NameError, TypeError, AttributeError, SyntaxError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ def locate(dotted: str, key: str) -> Callable[..., Any]:
         ConfigError: the module cannot be imported or has no such name.
     """
     module_name, _, name = dotted.rpartition(".")
-    if not module_name:
+    if not all(dotted.split(".")) or not module_name:
         raise ConfigError(key, f"'{dotted}' is not a dotted path such as hybridfl.methods.fedavg.FedAvg.")
     try:
         module = importlib.import_module(module_name)
@@ -92,16 +94,31 @@ def signature_of(target: Callable[..., Any]) -> tuple[dict[str, inspect.Paramete
     """Parameters of a target by name, and their resolved annotations."""
     parameters = {name: parameter for name, parameter in inspect.signature(target).parameters.items() if name != "self"}
     annotated = target.__init__ if inspect.isclass(target) else target
+    # Fields that a dataclass inherits from another module have annotations that only resolve there.
+    for source in (annotated, target) if dataclasses.is_dataclass(target) else (annotated,):
+        with contextlib.suppress(*_UNRESOLVED):
+            return parameters, typing.get_type_hints(source, include_extras=True)
+    # A name that only a type checker sees must not lose the checks of the other parameters.
+    namespace = getattr(inspect.unwrap(annotated), "__globals__", {})
+    return parameters, {name: _resolved(parameter.annotation, namespace) for name, parameter in parameters.items()}
+
+
+def _resolved(annotation: Any, namespace: dict[str, Any]) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
     try:
-        hints = typing.get_type_hints(annotated, include_extras=True)
-    except (NameError, TypeError):
-        hints = {}
-    return parameters, hints
+        return eval(annotation, namespace)  # as typing.get_type_hints does
+    except _UNRESOLVED:
+        return EMPTY
 
 
 def call(target: Callable[..., Any], options: Mapping[str, Any], key: str, context: Mapping[str, Any]) -> Any:
     """``target(**options)`` after every option was checked against the signature."""
-    parameters, hints = signature_of(target)
+    try:
+        parameters, hints = signature_of(target)
+    except ValueError as error:  # some builtin types have none
+        problem = f"{error}; wrap it in a function of your own that names its arguments."
+        raise ConfigError(f"{key}._target_" if key else "_target_", problem) from error
     takes_anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     arguments: dict[str, Any] = {}
@@ -129,9 +146,9 @@ def convert(value: Any, annotation: Any, key: str, context: Mapping[str, Any] | 
     context = context or {}
     if isinstance(value, Mapping) and "_target_" in value:
         return build(value, key, context)
-    if annotation is EMPTY or annotation is Any:
+    if annotation in (EMPTY, Any, object):
         return value
-    origin, args = get_origin(annotation), get_args(annotation)
+    origin, args = get_origin(annotation) or annotation, get_args(annotation)
     if origin is Annotated:
         converted = convert(value, args[0], key, context)
         for constraint in args[1:]:
@@ -156,7 +173,12 @@ def convert(value: Any, annotation: Any, key: str, context: Mapping[str, Any] | 
     if origin is tuple or origin in (list, Sequence):
         if not isinstance(value, list | tuple):
             raise ConfigError(key, f"got {_shown(value)}: expected a list such as [1, 2].")
-        items = [convert(item, args[0] if args else EMPTY, f"{key}[{i}]", context) for i, item in enumerate(value)]
+        kinds = [args[0] if args else EMPTY] * len(value)
+        if origin is tuple and args and args[-1] is not Ellipsis:
+            if len(value) != len(args):
+                raise ConfigError(key, f"got {len(value)} items: expected {len(args)}.")
+            kinds = list(args)
+        items = [convert(v, k, f"{key}[{i}]", context) for i, (v, k) in enumerate(zip(value, kinds, strict=True))]
         return tuple(items) if origin is tuple else items
     if origin in (dict, Mapping):
         if not isinstance(value, Mapping):

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except SystemExit as stop:  # argparse
         return stop.code if isinstance(stop.code, int) else 2
+    except Exception:  # a mistake in the code, the user's or ours: only the traceback tells where
+        traceback.print_exc()
+        return 1
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -103,7 +107,7 @@ def _single(chosen: argparse.Namespace) -> int:
     with Composer(chosen.config_dir) as composer:
         composed = composer.compose(chosen.overrides)
     if composed.has_sweep:
-        print("hybridfl: the preset brings a sweep, which only -m runs; this is its first setting.", file=sys.stderr)
+        print("hybridfl: the preset brings a sweep, which only -m runs; this run leaves it out.", file=sys.stderr)
     from hybridfl.plan import make_plan
 
     plan = make_plan(composed)
@@ -172,7 +176,7 @@ def _show(arguments: list[str]) -> int:
 
 
 def _list(arguments: list[str]) -> int:
-    from hybridfl.config import GROUPS, choices
+    from hybridfl.config import GROUPS, check_folder, choices
 
     parser = _parser("list")
     parser.add_argument("group", nargs="?", help="a config group; without it, all of them")
@@ -180,6 +184,7 @@ def _list(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.group and chosen.group not in GROUPS:
         raise ConfigError(chosen.group, f"unknown config group. {nearest(chosen.group, GROUPS)}")
+    check_folder(chosen.config_dir)
     for group in [chosen.group] if chosen.group else GROUPS:
         found = choices(group, chosen.config_dir)
         width = max(map(len, found), default=0)
@@ -190,8 +195,10 @@ def _list(arguments: list[str]) -> int:
 
 
 def _first_comment(file: Path) -> str:
-    first = file.read_text(encoding="utf-8").partition("\n")[0]
-    return first.lstrip("# ").strip() if first.startswith("#") else "(no description)"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    # Hydra sees `# @package` only above the first ordinary comment, so there it may stand.
+    told = next((line for line in lines if not line.startswith("# @package")), "")
+    return told.lstrip("# ").strip() if told.startswith("#") else "(no description)"
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {

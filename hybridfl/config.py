@@ -56,10 +56,27 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
+def check_folder(extra: Path | None) -> None:
+    """Refuse a config folder of the user's that would not do what it seems to.
+
+    Raises:
+        ConfigError: it is missing, or one of its files has the name of a shipped choice, which Hydra would take instead.
+    """
+    if extra is None:
+        return
+    if not extra.is_dir():
+        raise ConfigError("--config-dir", f"'{extra}' is not a folder.")
+    for group in GROUPS:
+        for name, file in choices(group).items():
+            own = extra / group / file.name
+            if own.is_file() and not own.samefile(file):
+                raise ConfigError("--config-dir", f"'{own}' has the name of the shipped {group}={name}; rename it.")
+
+
 def choices(group: str, extra: Path | None = None) -> dict[str, Path]:
-    """Choices of a config group by name, the user's own folder first."""
+    """Choices of a config group by name: the shipped ones and those in the user's own folder."""
     found: dict[str, Path] = {}
-    for root in filter(None, (extra, conf_dir())):
+    for root in filter(None, (conf_dir(), extra)):
         for file in sorted((root / group).glob("*.yaml")):
             found.setdefault(file.stem, file)
     return dict(sorted(found.items()))
@@ -69,8 +86,7 @@ class Composer:
     """Composes configs from the shipped folder and, if given, the user's own; use as a context manager."""
 
     def __init__(self, config_dir: Path | None = None) -> None:
-        if config_dir is not None and not config_dir.is_dir():
-            raise ConfigError("--config-dir", f"'{config_dir}' is not a folder.")
+        check_folder(config_dir)
         self.extra = config_dir.resolve() if config_dir else None
 
     def __enter__(self) -> Composer:
@@ -118,7 +134,7 @@ class Composer:
         """
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-        with self._explained(overrides):
+        with self._explained(overrides, sweep=True):
             preset = self._raw(_choices_only(overrides)).hydra.sweeper.get("params") or {}
             typed = {text.split("=", 1)[0] for text in overrides}
             lines = [f"{key}={value}" for key, value in preset.items() if key not in typed] + list(overrides)
@@ -126,7 +142,9 @@ class Composer:
             for override in parsed:
                 if override.is_sweep_override() and not list(override.sweep_string_iterator()):
                     key = override.key_or_group
-                    raise ConfigError(key, f"'{override.input_line}' matches nothing. {self._valid_choices(key)}")
+                    raise ConfigError(
+                        key, f"'{override.input_line}' matches nothing. {self._valid_choices(key)}".rstrip()
+                    )
             jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
         return [list(job) for job in jobs]
 
@@ -136,7 +154,10 @@ class Composer:
         return compose("config", overrides=[*overrides, *self._search_path()], return_hydra_config=True)
 
     def _search_path(self) -> list[str]:
-        return [f"hydra.searchpath=['file://{self.extra}']"] if self.extra else []
+        if self.extra is None:
+            return []
+        path = str(self.extra).replace("'", "\\'")
+        return [f"hydra.searchpath=['file://{path}']"]
 
     def _parse(self, overrides: Sequence[str]) -> list[Any]:
         from hydra.core.global_hydra import GlobalHydra
@@ -146,70 +167,96 @@ class Composer:
         return list(OverridesParser.create(config_loader=loader).parse_overrides(list(overrides)))
 
     @contextmanager
-    def _explained(self, overrides: Sequence[str]) -> Iterator[None]:
+    def _explained(self, overrides: Sequence[str], sweep: bool = False) -> Iterator[None]:
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
 
         try:
             yield
+        except YAMLError as error:  # in a file of the user's; its text names file and line
+            raise ConfigError("--config-dir", " ".join(str(error).split())) from error
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise self._diagnosis(overrides, error) from error
+            raise self._diagnosis(overrides, sweep, error) from error
 
-    def _diagnosis(self, overrides: Sequence[str], error: Exception) -> ConfigError:
+    def _diagnosis(self, overrides: Sequence[str], sweep: bool, error: Exception) -> ConfigError:
         """Which override is at fault, found by looking at them one by one rather than by reading Hydra's text."""
         from hydra.errors import HydraException
 
+        keys = self._keys(overrides)
         for text in overrides:
             try:
                 (override,) = self._parse([text])
             except (HydraException, ValueError) as broken:
-                if "=" not in text:
+                if not text.partition("=")[0] or "=" not in text:
                     return ConfigError(text, "is not an override; write it as key=value, such as rounds=10.")
                 return ConfigError(text.split("=", 1)[0], f"cannot read '{text}': {_first_line(broken)}")
-            found = self._wrong_override(override, overrides)
+            found = self._wrong_override(override, keys)
+            if not found and override.is_sweep_override() and not sweep:
+                value = text.partition("=")[2]
+                problem = f"got '{value}': several values make a sweep, which needs -m (a list is written [a,b])."
+                found = ConfigError(str(override.key_or_group), problem)
             if found:
                 return found
-        return ConfigError("", _first_line(error))
+        key = getattr(error, "full_key", None)
+        return ConfigError(key if isinstance(key, str) else "", _first_line(error))
 
-    def _wrong_override(self, override: Any, overrides: Sequence[str]) -> ConfigError | None:
+    def _keys(self, overrides: Sequence[str]) -> list[str]:
+        """All keys of the config with these choices; none if a choice is at fault."""
         from omegaconf import OmegaConf
 
-        key = str(override.key_or_group)
-        if key.startswith("hydra"):
-            return None
-        group = key.split("@", 1)[0].lstrip("/")
-        if choices(group, self.extra):
-            values = [str(v) for v in (override.sweep_string_iterator() if override.is_sweep_override() else [])]
-            for value in values or [str(override.value())]:
-                if value not in choices(group, self.extra):
-                    return ConfigError(key, f"got '{value}'. {self._valid_choices(group)}")
-            return None
-        if override.is_sweep_override():
-            return None
         try:
             config = self._raw(_choices_only(overrides))
         except Exception:
-            return None  # another override is at fault; the loop over all of them finds it
-        keys = list(_leaves(OmegaConf.to_container(OmegaConf.masked_copy(config, [k for k in config if k != "hydra"]))))
-        if override.is_add() or key in keys or any(leaf.startswith(f"{key}.") for leaf in keys):
+            return []
+        return list(_leaves(OmegaConf.to_container(OmegaConf.masked_copy(config, [k for k in config if k != "hydra"]))))
+
+    def _wrong_override(self, override: Any, keys: Sequence[str]) -> ConfigError | None:
+        key = str(override.key_or_group)
+        if not key:
+            return ConfigError(
+                str(override.input_line), "is not an override; write it as key=value, such as rounds=10."
+            )
+        if key.startswith("hydra"):
             return None
-        return ConfigError(key, f"unknown key. {nearest_key(key, keys)}")
+        if isinstance(override.value(), dict):  # options of a group, merged into it
+            for option in override.value():
+                if keys and f"{key}.{option}" not in keys and not any(k.startswith(f"{key}.{option}.") for k in keys):
+                    return ConfigError(f"{key}.{option}", f"unknown key. {nearest_key(f'{key}.{option}', keys)}")
+            return None
+        group = key.split("@", 1)[0].lstrip("/")
+        if found := choices(group, self.extra):
+            if override.is_delete():
+                return ConfigError(key, f"cannot be left out. {nearest('', found)}")
+            values = [str(v) for v in (override.sweep_string_iterator() if override.is_sweep_override() else [])]
+            for value in values or ["null" if override.value() is None else str(override.value())]:
+                if value not in found:
+                    return ConfigError(key, f"got '{value}'. {nearest(value, found)}")
+            if override.is_add() and not override.is_force_add() and group in GROUPS and "@" not in key:
+                return ConfigError(key, "is chosen already; leave out the +.")
+            return None
+        if not keys:
+            return None  # another override is at fault; the loop over all of them finds it
+        known = key in keys or any(leaf.startswith(f"{key}.") for leaf in keys)
+        if override.is_add():
+            return (
+                None if override.is_force_add() or not known else ConfigError(key, "is there already; leave out the +.")
+            )
+        return None if known else ConfigError(key, f"unknown key. {nearest_key(key, keys)}")
 
     def _valid_choices(self, group: str) -> str:
-        return nearest("", choices(group, self.extra)) if choices(group, self.extra) else ""
+        return nearest("", choices(group, self.extra))
 
 
 def nearest_key(key: str, keys: Sequence[str]) -> str:
     """The hint for a key that is not there: its siblings if the group is right, all keys otherwise."""
-    parent = key.rpartition(".")[0]
+    parent, _, last = key.rpartition(".")
     siblings = [k for k in keys if k.rpartition(".")[0] == parent] if parent else []
     if siblings:
         return nearest(key, siblings)
-    ends = {k.rpartition(".")[2]: k for k in keys}
-    same = ends.get(key.rpartition(".")[2])
-    if same:
-        return f"Did you mean '{same}'?"
-    return nearest(key, [*GROUPS, *keys])
+    top = [*GROUPS, *(k.partition(".")[0] for k in keys)]
+    same = next((k for k in keys if k.rpartition(".")[2] == last), None)
+    return nearest(same or key, [*top, *keys], top)
 
 
 def _choices_only(overrides: Sequence[str]) -> list[str]:

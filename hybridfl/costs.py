@@ -46,9 +46,9 @@ class Costs:
         return self.plus(macs=macs, local_steps=steps)
 
 
-def sent(job: Job) -> int:
-    """Bytes that a client needs to start the job: model, frozen tensors, context, optimiser state."""
-    return nbytes(_tensors([job.start, job.frozen, job.ctx, job.optimizer_state]))
+def sent(*jobs: Job) -> int:
+    """Bytes that a client needs to start its jobs: models, frozen tensors, contexts, optimiser states."""
+    return nbytes(_tensors([[job.start, job.frozen, job.ctx, job.optimizer_state] for job in jobs]))
 
 
 def returned(job: Job, result: Result) -> int:
@@ -77,6 +77,10 @@ class FlopCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would otherwise import the compiler, only to tell it to keep out
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

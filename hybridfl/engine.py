@@ -6,12 +6,11 @@ sees none of it. A snapshot is never changed in place: a round that is interrupt
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from hybridfl import params as P
 from hybridfl.availability import Arrival, Schedule
@@ -97,7 +96,8 @@ class Engine:
         """The snapshot before round 0, after the work that ``start=server`` asks for."""
         if not self.server_start_steps:
             return Snapshot(0, self.method.init(self.federation))
-        federation, steps = self.federation, self.server_start_steps
+        # A copy: beginning twice must not train twice, and a run that continues from a checkpoint never begins.
+        federation, steps = copy.copy(self.federation), self.server_start_steps
         job = Job(SERVER, federation.fresh_model(), steps=steps)
         rows = federation.rows(SERVER, job.view)
         keys = (-1, SERVER, "start", 0)
@@ -111,7 +111,7 @@ class Engine:
             torch_seed(federation.seed, "net", *keys),
         )
         (outcome,) = self.executor.run(federation.bench, [task])
-        if not math.isfinite(outcome.result.loss):
+        if not math.isfinite(outcome.result.loss) or not P.is_finite(outcome.result.model.params):
             raise HybridflError("start=server diverged; try a smaller client_optimizer.lr.")
         federation.start = outcome.result.model
         macs = TRAINING_PASSES * outcome.trained * federation.forward_macs
@@ -191,11 +191,11 @@ class _Turn:
     def first(self, jobs: list[Job]) -> Results:
         """Hand out the jobs born now; return what is due now."""
         outcomes = self.run(jobs)
-        immediate = Results()
+        counted_on: list[tuple[Job, Outcome]] = []
         waiting: dict[tuple[int, str], list[Arrival]] = {}
         for order, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True)):
             if job.participant == SERVER or job.is_measurement:
-                immediate.append(self.deliver(job, outcome))
+                counted_on.append((job, outcome))
                 continue
             key = (job.participant, job.tag)
             if key not in waiting:
@@ -214,7 +214,8 @@ class _Turn:
         self.costs = self.costs.plus(bytes_up=sum(r.upload for r in due if r.result is not None))
         if due and not arrived:
             raise _Abandoned("no client's result came back")
-        return Results([*arrived, *immediate])
+        # Last, because one that is not usable ends the round, and those that arrive later must be on their way by then.
+        return Results([*arrived, *(self.deliver(job, outcome) for job, outcome in counted_on)])
 
     def later(self, jobs: list[Job]) -> Results:
         """Jobs that wait for nobody; a client whose result is not finite drops out."""
@@ -253,9 +254,12 @@ class _Turn:
 
     def run(self, jobs: list[Job]) -> list[Outcome]:
         tasks = [self.task(job) for job in jobs]
-        for job in _distinct(jobs):
+        downloads: dict[int, list[Job]] = defaultdict(list)
+        for job in jobs:
             if job.communicates and job.participant != SERVER:
-                self.costs = self.costs.plus(bytes_down=sent(job))
+                downloads[job.participant].append(job)
+        # A client that gets the same tensors for two jobs in one yield downloads them once.
+        self.costs = self.costs.plus(bytes_down=sum(sent(*each) for each in downloads.values()))
         outcomes = self.engine.executor.run(self.federation.bench, tasks)
         for job, outcome in zip(jobs, outcomes, strict=True):
             passes = TRAINING_PASSES * outcome.trained + outcome.measured
@@ -300,23 +304,6 @@ def _channel(sender: int, receiver: int) -> str:
     if receiver == SERVER:
         return "bytes_up"
     return "bytes_down" if sender == SERVER else "bytes_peer"
-
-
-def _distinct(jobs: Sequence[Job]) -> list[Job]:
-    # A client that gets the same model for two jobs in one yield downloads it once.
-    seen: set[tuple[Any, ...]] = set()
-    kept = []
-    for job in jobs:
-        key = (
-            job.participant,
-            id(job.start.params),
-            id(job.frozen) if job.frozen else 0,
-            id(job.ctx) if job.ctx else 0,
-        )
-        if key not in seen:
-            seen.add(key)
-            kept.append(job)
-    return kept
 
 
 def _name(participant: int) -> str:

@@ -42,12 +42,13 @@ class DataError(HybridflError):
     exit_status = 2
 
 
-def nearest(value: object, choices: Iterable[str]) -> str:
-    """A sentence that names the valid choice closest to ``value`` and lists them all."""
+def nearest(value: object, choices: Iterable[str], listed: Iterable[str] | None = None) -> str:
+    """A sentence that names the valid choice closest to ``value`` and lists them all, or only those ``listed``."""
     valid = sorted(set(choices))
     if not valid:
         return ""
     close = difflib.get_close_matches(str(value), valid, n=1, cutoff=0.4)
     hint = f"Did you mean '{close[0]}'? " if close else ""
+    valid = sorted(set(listed)) if listed is not None else valid
     shown = ", ".join(valid[:30]) + (", …" if len(valid) > 30 else "")
     return f"{hint}Valid: {shown}."

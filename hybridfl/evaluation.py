@@ -191,7 +191,12 @@ class _Set:
 
 
 def _identity(ensemble: Sequence[Served]) -> tuple[Any, ...]:
-    return tuple((id(served.model.params), served.weight) for served in ensemble)
+    # Of the tensors, not of the dicts that hold them: a checkpoint keeps shared tensors shared, but not the dicts, and
+    # a run that continues must find the same models distinct.
+    return tuple(
+        (*(tensor.data_ptr() for part in served.model for tensor in part.values()), served.weight)
+        for served in ensemble
+    )
 
 
 def _row(scope: str, accuracy: float, loss: float, examples: int) -> Row:

@@ -72,19 +72,19 @@ class _Attempt:
         self.rounds = plan.settings.rounds
         self.snapshot: Snapshot | None = None
         self.saved = -1
+        self.tables: tuple[Table, ...] = ()
 
     def work(self) -> None:
         plan = self.plan
         loaded = checkpoints.load_latest(self.folder.checkpoints, plan.federation.device, self._note)
+        if loaded:
+            self.snapshot, self.saved = unpacked(loaded[1]), loaded[0]
         self._status("running", loaded[0] if loaded else 0)
         self._describe()
         engine = plan.engine()
-        if loaded:
-            self.snapshot, self.saved = unpacked(loaded[1]), loaded[0]
-            self._log(f"continues after round {self.saved}")
-        else:
+        self._log(f"continues after round {self.saved}" if loaded else f"starts: {plan.composed.line or '(defaults)'}")
+        if self.snapshot is None:
             self.snapshot = engine.begin()
-            self._log(f"starts: {plan.composed.line or '(defaults)'}")
         self._open_tables(loaded[0] if loaded else 0)
         evaluator = Evaluator(plan.federation, plan.method, plan.settings.evaluation)
         self.progress.start(_title(plan), self.rounds, self.snapshot.round)
@@ -105,22 +105,27 @@ class _Attempt:
 
     def interrupted(self) -> None:
         """Keep the last complete round; the one under way is lost."""
-        self._save()
         done = self.snapshot.round if self.snapshot else 0
-        self._status("interrupted", done)
-        self._log(f"interrupted after round {done}")
+        try:
+            self._save()
+            self._log(f"interrupted after round {done}")
+            self._status("interrupted", done)
+        except HybridflError as error:  # a full disk: the checkpoint before still counts
+            self.progress.note(str(error))
         self.progress.finish(f"interrupted after round {done} of {self.rounds}; the same command continues it")
 
     def failed(self, error: Exception) -> None:
-        """Say why, in the run's own folder; a full disk must not hide the first error."""
+        """Keep the last complete round and say why, in the run's own folder; a full disk must not hide the first error."""
         done = self.snapshot.round if self.snapshot else 0
         reason = str(error) if isinstance(error, HybridflError) else f"{type(error).__name__}: {error}"
         detail = reason if isinstance(error, HybridflError) else traceback.format_exc()
         try:
             self._log(f"failed: {detail}")
             self._status("failed", done, reason)
+            self._save()
         except HybridflError as second:
-            self.progress.note(str(second))
+            if str(second) != reason:
+                self.progress.note(str(second))
 
     def _commit(self, after: Snapshot, record: Record, evaluator: Evaluator) -> float | None:
         """Rows of the round on disk, those of one table in one write."""

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hybridfl.availability import Clients
 from hybridfl.costs import FlopCounter
@@ -123,8 +124,10 @@ class Federation:
         shape = self.dataset.train.x.shape[1:]
         example = torch.zeros(1, *shape, device=self.device, dtype=self.dtype)
         self.net.eval()
-        with FlopCounter() as counter, torch.no_grad():
-            torch.func.functional_call(self.net, {**self.start.params, **self.start.buffers}, (example,))
+        # With gradients, and attention written out: fused kernels of attention have no formula on a CPU.
+        params = {name: tensor.detach().requires_grad_() for name, tensor in self.start.params.items()}
+        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), FlopCounter() as counter:
+            torch.func.functional_call(self.net, {**params, **self.start.buffers}, (example,))
         macs: int = counter.flops // 2
         return macs
 

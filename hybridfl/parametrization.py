@@ -52,7 +52,8 @@ def project(u: Tensor, constraint: Constraint, total: Tensor, c_max: float) -> T
             inside = u.clamp(-c_max, c_max)
         else:
             inside = _onto_simplex(u, total)
-    return u + (inside - u).detach()
+    # Not u + (inside - u), which misses the bounds by a rounding error.
+    return inside + (u - u.detach())
 
 
 def _onto_simplex(u: Tensor, total: Tensor) -> Tensor:

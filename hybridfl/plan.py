@@ -24,7 +24,7 @@ from hybridfl.data.partitioning import Partitioning
 from hybridfl.data.server_data import ServerData
 from hybridfl.data.split import draw_split
 from hybridfl.engine import Engine, check_method
-from hybridfl.errors import ConfigError
+from hybridfl.errors import ConfigError, nearest
 from hybridfl.evaluation import Evaluation
 from hybridfl.executors import Executor
 from hybridfl.federation import Federation, check_net, initial_model
@@ -93,8 +93,9 @@ class DataCache:
 
     kept: dict[tuple[str, str], Dataset] = field(default_factory=dict)
 
-    def load(self, reader: Reader, root: Path) -> Dataset:
-        key = (repr(reader), str(root))
+    def load(self, node: Mapping[str, Any], reader: Reader, root: Path) -> Dataset:
+        """What ``reader`` reads, which was built from ``node``; a reader itself may not tell its options."""
+        key = (json.dumps(node, sort_keys=True, default=str), str(root))
         if key not in self.kept:
             try:
                 self.kept[key] = reader.load(root)
@@ -143,9 +144,9 @@ def settings_of(composed: Composed) -> tuple[Settings, Method]:
         ConfigError: a key, type, value or choice is wrong.
     """
     config = dict(composed.config)
-    nodes = {name: config.pop(name) or {} for name in ("merging", "baseline")}
+    nodes = {name: config.pop(name, None) or {} for name in ("merging", "baseline")}
     config.pop("experiment", None)
-    if not isinstance(config.pop("model"), Mapping):
+    if not isinstance(config.pop("model", None), Mapping):
         raise ConfigError("model", "expected a config group with a _target_.")
     methods = {name: build(node, name) for name, node in nodes.items() if node or name == composed.method_key}
     settings: Settings = call(Settings, config, "", {})
@@ -160,7 +161,9 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
         DataError: a data file is missing or broken.
     """
     settings, method = settings_of(composed)
-    dataset = (cache or DataCache()).load(settings.dataset, Path(settings.data_root).expanduser())
+    dataset = (cache or DataCache()).load(
+        composed.config["dataset"], settings.dataset, Path(settings.data_root).expanduser()
+    )
     split = draw_split(
         dataset,
         settings.partitioning,
@@ -218,6 +221,8 @@ def device_of(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError("device", f"got '{name}'. {nearest(name, ('auto', 'cpu', 'cuda', 'cuda:1'))}")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -230,12 +235,13 @@ def device_of(name: str) -> torch.device:
 def identity_of(composed: Composed, dataset: Dataset, file: Path | None) -> dict[str, Any]:
     """What decides the run's numbers."""
     config = {k: v for k, v in composed.config.items() if k not in NOT_IDENTITY}
+    method = composed.config[composed.method_key]
     return {
         "results_version": RESULTS_VERSION,
         "config": config | ({"start": _file_digest(file)} if file else {}),
-        "method": composed.config[composed.method_key],
+        "method": method,
         "data": dataset.fingerprint,
-        "sources": {target: _source_digest(target) for target in sorted(_outside_targets(composed.config))},
+        "sources": {target: _source_digest(target) for target in sorted({*_outside_targets([config, method])})},
     }
 
 

@@ -5,6 +5,8 @@ A probe reads a :class:`~hybridfl.types.ProbeInput` (the net in evaluation mode)
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,12 +31,13 @@ def logits(seen: ProbeInput) -> Tensor:
 
 
 def gradient(seen: ProbeInput) -> Params:
-    """Gradient of the job's mean loss with respect to θ over the whole view."""
+    """Gradient of the job's mean loss with respect to θ over the whole view; 0 for what the loss does not use."""
     theta = {name: t.detach().requires_grad_() for name, t in seen.theta.items()}
     total = {name: torch.zeros_like(t) for name, t in theta.items()}
     for batch in seen.batches:
         loss = seen.loss(seen.apply, theta, seen.to_params(theta), batch, seen.ctx)
-        grads = torch.autograd.grad(loss * (len(batch.y) / _examples(seen)), list(theta.values()))
+        share = len(batch.y) / _examples(seen)
+        grads = torch.autograd.grad(loss * share, list(theta.values()), materialize_grads=True)
         for name, grad in zip(theta, grads, strict=True):
             total[name] += grad
     return total
@@ -72,7 +75,10 @@ def _direction(seen: ProbeInput, theta: Params, origin: Params, i: int) -> Param
 
 
 def _slope(seen: ProbeInput, origin: Params, direction: Params, batch: Batch) -> Tensor:
-    slope: Tensor = torch.func.jvp(lambda params: seen.apply(params, batch.x), (origin,), (direction,))[1]
+    with warnings.catch_warnings():
+        # On its first use torch's forward mode warns of a deprecated function that it calls itself.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        slope: Tensor = torch.func.jvp(lambda params: seen.apply(params, batch.x), (origin,), (direction,))[1]
     return slope.detach()
 
 

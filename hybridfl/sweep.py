@@ -84,17 +84,16 @@ def _checked(composed: Composed, cache: DataCache) -> Entry:
 
 
 def _run(entry: Entry, cache: DataCache, progress: Progress) -> Entry:
-    # The plan is made again rather than kept: a thousand federations would not fit into memory.
-    plan = make_plan(entry.composed, cache)
     try:
-        path = run(plan, progress)
+        # The plan is made again rather than kept: a thousand federations would not fit into memory.
+        path = run(make_plan(entry.composed, cache), progress)
     except Exception as error:
         # At once, and in red where there is colour; the traceback is in the run's own log.
         text = f"failed: {entry.composed.line}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         print(f"\x1b[31m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
         if not isinstance(error, HybridflError):
-            print(f"  the traceback is in the log of run {plan.digest}", file=sys.stderr, flush=True)
-        return replace(entry, run=plan.digest, status="failed", error=str(error))
+            print(f"  the traceback is in the log of run {entry.digest}", file=sys.stderr, flush=True)
+        return replace(entry, run=entry.digest, status="failed", error=str(error) or type(error).__name__)
     return replace(entry, run=path.name, status="done", error="")
 
 

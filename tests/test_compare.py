@@ -19,7 +19,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridfl import compare, statistics
+from hybridfl import compare, formats, statistics, tabulate
 from hybridfl.compare import Options, render
 from hybridfl.errors import ConfigError, HybridflError
 from hybridfl.statistics import Observation
@@ -395,6 +395,32 @@ def test_a_group_is_told_by_its_name(outputs: Outputs) -> None:
     assert warnings_of(outputs.path, cols="dataset") == []
 
 
+def test_a_group_without_a_name_is_told_by_its_class(outputs: Outputs) -> None:
+    shares = {"_target_": "hybridfl.data.server_data.Share", "examples": 100}
+    outputs.run("a", "fedavg", 1, [0.5], server_data=shares)
+    outputs.run("b", "fedavg", 1, [0.5], server_data={"_target_": "hybridfl.data.server_data.NoServerData"})
+    assert [line["server_data"] for line in table(outputs.path)] == ["NoServerData", "Share"]
+    assert "server_data.examples" not in table(outputs.path)[0]
+    outputs.run("c", "fedavg", 1, [0.5], server_data=shares | {"examples": 200})
+    lines = table(outputs.path)
+    assert [(line["server_data"], line["server_data.examples"]) for line in lines] == [
+        ("NoServerData", ""),
+        ("Share", "100"),
+        ("Share", "200"),
+    ]
+    outputs.run("d", "fedavg", 1, [0.5], server_data=shares | {"_target_": "mine.Share"})
+    assert {line["server_data._target_"] for line in table(outputs.path)} == {
+        "hybridfl.data.server_data.NoServerData",
+        "hybridfl.data.server_data.Share",
+        "mine.Share",
+    }
+
+
+def test_what_is_outside_a_runs_identity_is_no_setting() -> None:
+    plan = pytest.importorskip("hybridfl.plan")
+    assert plan.NOT_IDENTITY < tabulate.NOT_RESULTS
+
+
 def test_a_setting_tied_to_the_column_does_not_tear_the_rows_apart(outputs: Outputs) -> None:
     for name, classes in (("digits", 10), ("cifar100", 100)):
         outputs.run(name, "fedavg", 1, [0.5], dataset={"name": name}, model__classes=classes)
@@ -503,7 +529,7 @@ def test_latex_is_escaped(outputs: Outputs) -> None:
     assert r"accuracy in \%," in text
     assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
     assert text.isascii()
-    assert compare.latex_escape("a_b & 5 % #1 {x} $ ~ ^ \\") == (
+    assert formats.latex_escape("a_b & 5 % #1 {x} $ ~ ^ \\") == (
         r"a\_b \& 5 \% \#1 \{x\} \$ \textasciitilde{} \textasciicircum{} \textbackslash{}"
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hybridfl import show
+from hybridfl import runs, show
 from hybridfl.errors import ConfigError, DataError
 
 CONFIG = """\
@@ -82,24 +82,24 @@ def test_a_run_is_found_by_path_digest_and_prefix(tmp_path: Path, monkeypatch: p
     folder = make(tmp_path, "abc123")
     make(tmp_path, "abd456")
     for name in (str(folder), "abc123", "abc"):
-        assert show.find_run(name, tmp_path).folder == folder
+        assert runs.find_run(name, tmp_path).folder == folder
     monkeypatch.chdir(folder)
-    assert show.find_run(".", tmp_path / "elsewhere").digest == "abc123"
+    assert runs.find_run(".", tmp_path / "elsewhere").digest == "abc123"
 
 
 def test_a_digest_means_its_newest_finished_attempt(tmp_path: Path) -> None:
     make(tmp_path, "abc")
     make(tmp_path, "abc-2")
     make(tmp_path, "abc-10", status="interrupted")
-    assert show.find_run("ab", tmp_path).folder.name == "abc-2"
-    assert show.find_run("abc", tmp_path).folder.name == "abc-2"
-    assert show.find_run("abc-10", tmp_path).attempt == 10
+    assert runs.find_run("ab", tmp_path).folder.name == "abc-2"
+    assert runs.find_run("abc", tmp_path).folder.name == "abc-2"
+    assert runs.find_run("abc-10", tmp_path).attempt == 10
 
 
 def test_a_whole_digest_is_not_ambiguous_with_a_longer_one(tmp_path: Path) -> None:
     make(tmp_path, "ab")
     make(tmp_path, "abc")
-    assert show.find_run("ab", tmp_path).digest == "ab"
+    assert runs.find_run("ab", tmp_path).digest == "ab"
 
 
 def test_an_ambiguous_prefix_lists_its_runs(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_an_ambiguous_prefix_lists_its_runs(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"ab: several runs in '.*runs' begin so: abc123, abd456\. Type more"
     ) as caught:
-        show.find_run("ab", tmp_path)
+        runs.find_run("ab", tmp_path)
     assert caught.value.exit_status == 2
 
 
@@ -116,13 +116,13 @@ def test_an_ambiguous_prefix_lists_its_runs(tmp_path: Path) -> None:
 def test_an_unknown_run_names_the_nearest(tmp_path: Path, name: str) -> None:
     make(tmp_path, "abc123")
     with pytest.raises(ConfigError, match=rf"{name}: no run folder, .*Did you mean 'abc123'\? Valid: abc123\."):
-        show.find_run(name, tmp_path)
+        runs.find_run(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["abc", ""])
 def test_no_runs_at_all(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=r"no run in '.*runs' is called so\.$"):
-        show.find_run(name, tmp_path)
+        runs.find_run(name, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -132,19 +132,19 @@ def test_no_runs_at_all(tmp_path: Path, name: str) -> None:
 def test_a_broken_file_is_named(tmp_path: Path, file: str, text: str) -> None:
     (make(tmp_path, "abc") / file).write_text(text)
     with pytest.raises(DataError, match=file.replace(".", r"\.")):
-        show.find_run("abc", tmp_path)
+        runs.find_run("abc", tmp_path)
 
 
 def test_values_of_keys_and_groups(tmp_path: Path) -> None:
-    run = show.read_run(make(tmp_path, "abc"))
+    run = runs.read_run(make(tmp_path, "abc"))
     assert run.value("partitioning.alpha") == 0.1
     assert run.value("method") == run.value("method.name") == "fedavg"
     assert run.value("partitioning") == "Dirichlet"
     assert run.value("nothing") == {}
-    assert run.value("clients.number") is show.ABSENT
+    assert run.value("clients.number") is runs.ABSENT
 
 
 def test_half_a_line_of_a_run_at_work_is_no_evaluation(tmp_path: Path) -> None:
-    curve = show.read_run(make(tmp_path, "abc")).curves["global"]
+    curve = runs.read_run(make(tmp_path, "abc")).curves["global"]
     assert curve.rounds == [1, 2]
     assert curve.bytes == [3e6, 6.5e6]

@@ -30,32 +30,42 @@ def add(atlas: Sequence[Entry], arrived: Sequence[Entry], per_client: Literal["n
 
 
 def evict(
-    atlas: Sequence[Entry], size: int, round: int, rule: Evict, downhill: Tensor | None = None
+    atlas: Sequence[Entry],
+    size: int,
+    round: int,
+    rule: Evict,
+    downhill: Tensor | None = None,
+    origin: Tensor | None = None,
 ) -> tuple[list[Entry], list[Entry]]:
     """Kept and removed entries; what arrived in this round is never removed.
 
     Args:
         size: entries to keep.
         rule: who goes first: ``coef`` the smallest coefficient of the last merge, ``age`` the first to have arrived,
-            ``staleness`` the one trained from the oldest model, ``cosine`` the one that points least downhill.
+            ``staleness`` the one trained from the oldest model, ``cosine`` the one that points least downhill. Of equals
+            the first to have arrived goes first.
         downhill: minus the gradient of the server's loss, ``(d,)``; needed by ``cosine``.
+        origin: where ``cosine`` looks from if entries hold whole models; ``None`` if they hold updates.
     """
     old = [i for i, entry in enumerate(atlas) if entry["added"] != round]
     surplus = max(0, min(len(atlas) - size, len(old)))
-    gone = set(sorted(old, key=lambda i: _worth(atlas[i], rule, downhill))[:surplus])
+    gone = set(sorted(old, key=lambda i: _worth(atlas[i], rule, downhill, origin))[:surplus])
     return [e for i, e in enumerate(atlas) if i not in gone], [atlas[i] for i in sorted(gone)]
 
 
-def _worth(entry: Entry, rule: Evict, downhill: Tensor | None) -> tuple[float, int]:
+def _worth(entry: Entry, rule: Evict, downhill: Tensor | None, origin: Tensor | None) -> tuple[float, int, int]:
     if rule == "age":
-        return float(entry["added"]), entry["client"]
-    if rule == "staleness":
-        return float(entry["birth"]), entry["client"]
-    if rule == "coef":
-        return float(entry["coefficients"].abs().mean()), entry["client"]
-    if downhill is None:
+        worth = float(entry["added"])
+    elif rule == "staleness":
+        worth = float(entry["birth"])
+    elif rule == "coef":
+        worth = float(entry["coefficients"].abs().mean())
+    elif downhill is None:
         raise ValueError("the rule 'cosine' needs the server's gradient")
-    return float(torch.cosine_similarity(entry["update"], downhill, dim=0)), entry["client"]
+    else:
+        direction = entry["update"] if origin is None else entry["update"] - origin
+        worth = float(torch.cosine_similarity(direction, downhill, dim=0))
+    return worth, entry["added"], entry["client"]
 
 
 def scales(directions: Sequence[Tensor], fresh: Sequence[bool], norm: Norm, layout: Layout) -> tuple[Tensor, float]:

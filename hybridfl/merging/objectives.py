@@ -42,22 +42,16 @@ def confident_and_diverse(logits: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SearchLoss:
-    """``objective(W(c)) + prox ‖c - c_default‖²``, the norm's square averaged over blocks.
+class ServerLoss:
+    """The objective of a net on the server's examples.
 
-    Reads from ctx: ``default`` ``(K, G)``, ``prox``, ``span_frozen`` (the span's frozen tensors) and, for kd and mix,
-    ``teacher`` ``(n, classes)``, logits of the view's examples in order.
+    Reads from ctx, for kd and mix: ``teacher`` ``(n, classes)``, logits of the view's examples in order.
     """
 
     objective: Objective
-    span: AtlasSpan
 
     def __call__(self, apply: Apply, theta: Params, params: Params, batch: Batch, ctx: Mapping[str, Any]) -> Tensor:
-        loss = self.value(apply(params, batch.x), batch, ctx)
-        if ctx["prox"]:
-            distance = self.span.coefficients(theta, ctx["span_frozen"]) - ctx["default"]
-            loss = loss + ctx["prox"] * distance.square().sum(0).mean()
-        return loss
+        return self.value(apply(params, batch.x), batch, ctx)
 
     def value(self, logits: Tensor, batch: Batch, ctx: Mapping[str, Any]) -> Tensor:
         if self.objective == "entropy":
@@ -68,3 +62,20 @@ class SearchLoss:
         if self.objective == "mix":
             return 0.5 * labelled + 0.5 * distillation(logits, ctx["teacher"][batch.positions])
         return labelled
+
+
+@dataclass(frozen=True)
+class SearchLoss(ServerLoss):
+    """``objective(W(c)) + prox ‖c - c_default‖²``, the norm's square averaged over blocks.
+
+    Reads from ctx, beside the teacher: ``default`` ``(K, G)``, ``prox``, ``span_frozen`` (the span's frozen tensors).
+    """
+
+    span: AtlasSpan
+
+    def __call__(self, apply: Apply, theta: Params, params: Params, batch: Batch, ctx: Mapping[str, Any]) -> Tensor:
+        loss = super().__call__(apply, theta, params, batch, ctx)
+        if ctx["prox"]:
+            distance = self.span.coefficients(theta, ctx["span_frozen"]) - ctx["default"]
+            loss = loss + ctx["prox"] * distance.square().sum(0).mean()
+        return loss

@@ -28,11 +28,14 @@ from hybridfl.errors import ConfigError
 from hybridfl.federation import Federation
 from hybridfl.local import SGD, Adam
 from hybridfl.merging import atlas as A
-from hybridfl.merging.objectives import NEEDS_LABELS, NEEDS_TEACHER, Objective, SearchLoss
+from hybridfl.merging.objectives import NEEDS_LABELS, NEEDS_TEACHER, Objective, SearchLoss, ServerLoss
 from hybridfl.methods.base import Facts
 from hybridfl.parametrization import AtlasSpan, Constraint
 from hybridfl.params import Layout, Params
 from hybridfl.types import SERVER, Job, Model, Result, Results, Round, Served, State, View
+
+Split = Literal["train", "val"]
+Teachers = Mapping[Split, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Atlas:
     """The buffer of updates.
 
     Attributes:
-        size: entries kept; null is four times the cohort.
+        size: entries kept; null is six times the cohort.
         evict: who goes first when it is full, see :func:`hybridfl.merging.atlas.evict`.
         per_client: keep only the newest update of a client, or all.
         drop_below: also drop entries whose coefficient, relative to a fresh one's 1/m, ends below this.
@@ -119,8 +122,9 @@ class _Space:
         default: c of the mean of what arrived, ``(K, G)``.
         length: what these sum to.
         extra: entries of θ beside c: the server's head.
-        buffers: of ω.
+        buffers: of the models that arrived, averaged: what the merged model gets.
         ctx: what the loss reads.
+        teachers: what it reads of the teacher, by the part of the server's examples.
     """
 
     span: AtlasSpan
@@ -130,6 +134,7 @@ class _Space:
     extra: Params
     buffers: Params
     ctx: Mapping[str, Any]
+    teachers: Teachers
 
     def job(self, c: Tensor, objective: Objective, **options: Any) -> Job:
         return Job(
@@ -138,14 +143,19 @@ class _Space:
             parametrization=self.span,
             frozen=self.frozen,
             loss=SearchLoss(objective, self.span),
-            ctx=self.ctx,
+            ctx={**self.ctx, **self.teachers.get("train", {})},
             **options,
         )
 
-    def measure(self, c: Tensor, objective: Objective, split: Literal["train", "val"]) -> Job:
+    def measure(self, c: Tensor, objective: Objective, split: Split) -> Job:
         """The objective itself at c, without the pull towards the default and without the constraint."""
-        bare = replace(self, span=replace(self.span, constraint="free"), ctx={**self.ctx, "prox": 0.0})
-        return bare.job(c, objective, view=View(split=split), steps=0, probes={"loss": probes.mean_loss})
+        bare = self.job(c, objective, view=View(split=split), steps=0, probes={"loss": probes.mean_loss})
+        return replace(
+            bare,
+            parametrization=replace(self.span, constraint="free"),
+            loss=ServerLoss(objective),
+            ctx=self.teachers.get(split, {}),
+        )
 
     def constrained(self, u: Tensor) -> Tensor:
         return self.span.coefficients({"c": u}, self.frozen).detach()
@@ -188,7 +198,7 @@ class Feddle(Facts):
 
     def init(self, federation: Federation) -> State:
         cohort = federation.clients.cohort
-        size = self.atlas.size or 4 * cohort
+        size = self.atlas.size or 6 * cohort
         if size < cohort:
             raise ConfigError("atlas.size", f"got {size}, but {cohort} updates arrive a round; nearest: {cohort}.")
         if self.fallback.accept == "heldout" and not federation.examples(SERVER, "val"):
@@ -206,12 +216,14 @@ class Feddle(Facts):
     def round(self, state: State, now: Round) -> Generator[list[Job], Results, State]:
         model: Model = state["global"]
         arrived = yield [Job(client, model) for client in now.clients]
+        teachers: Teachers = (yield from self._teachers(arrived)) if self.objective in NEEDS_TEACHER else {}
         entries = A.add(state["atlas"], [self._entry(result, now) for result in arrived], self.atlas.per_client)
-        downhill = (yield from self._downhill(model)) if self.atlas.evict == "cosine" else None
-        entries, removed = A.evict(entries, state["size"], now.index, self.atlas.evict, downhill)
-        teacher = (yield from self._teacher(arrived)) if self.objective in NEEDS_TEACHER else None
-        space = self._space(state, model, entries, arrived, teacher, now)
+        downhill = (yield from self._downhill(state, teachers)) if self.atlas.evict == "cosine" else None
+        origin = None if self.anchor == "delta" else P.flatten(model.params)
+        entries, removed = A.evict(entries, state["size"], now.index, self.atlas.evict, downhill, origin)
+        space = self._space(state, entries, arrived, teachers, now)
         found, head = yield from self._searched(space, self._start(space, entries, arrived, now), now)
+        space = replace(space, extra=head)
         damped = self.fallback.damp * found + (1 - self.fallback.damp) * space.default
         c, fell_back = yield from self._guarded(space, damped, now)
         params = P.detach(replace(space.span, constraint="free")({"c": c}, space.frozen))
@@ -222,7 +234,8 @@ class Feddle(Facts):
         now.report("fallback", fell_back)
         now.report("atlas", len(kept))
         now.report("dropped", len(removed) + len(entries) - len(kept))
-        return state | {"global": Model(params, arrived.mean_buffers("uniform")), "atlas": kept, "head": head}
+        buffers = model.buffers if fell_back and self.fallback.action == "skip" else space.buffers
+        return state | {"global": Model(params, buffers), "atlas": kept, "head": head}
 
     # -- the atlas ----------------------------------------------------------------------------------------------------
 
@@ -240,24 +253,37 @@ class Feddle(Facts):
         relative = entry["coefficients"].abs().mean() / space.length * arrived
         return float(relative) < self.atlas.drop_below
 
-    def _downhill(self, model: Model) -> Generator[list[Job], Results, Tensor]:
-        (result,) = yield [Job(SERVER, model, steps=0, probes={"gradient": probes.gradient})]
-        return -P.flatten(result.probes["gradient"])
+    def _downhill(self, state: State, teachers: Teachers) -> Generator[list[Job], Results, Tensor]:
+        """Minus the gradient of the objective at ω; 0 in a head that is the server's own."""
+        model, head = state["global"], state["head"]
+        job = Job(
+            SERVER,
+            Model(model.params | head, model.buffers),
+            loss=ServerLoss(self.objective),
+            ctx=teachers.get("train", {}),
+            steps=0,
+            probes={"gradient": probes.gradient},
+        )
+        (result,) = yield [job]
+        gradient = result.probes["gradient"]
+        return -P.flatten(gradient | {name: torch.zeros_like(tensor) for name, tensor in head.items()})
 
-    def _teacher(self, arrived: Results) -> Generator[list[Job], Results, Tensor]:
-        """Mean logits of the models that arrived, on the server's inputs."""
+    def _teachers(self, arrived: Results) -> Generator[list[Job], Results, Teachers]:
+        """Mean logits of the models that arrived, on the server's inputs, for each part that is looked at."""
+        splits: tuple[Split, ...] = ("train", "val") if self.fallback.accept == "heldout" else ("train",)
         jobs = [
-            Job(SERVER, result.model, steps=0, probes={"logits": probes.logits}, tag=f"teacher {i}")
-            for i, result in enumerate(arrived)
+            Job(SERVER, r.model, view=View(split=split), steps=0, probes={"logits": probes.logits}, tag="teacher")
+            for split in splits
+            for r in arrived
         ]
-        measured = yield jobs
-        return torch.stack([result.probes["logits"] for result in measured]).mean(0)
+        logits = [result.probes["logits"] for result in (yield jobs)]
+        cuts = [logits[i * len(arrived) : (i + 1) * len(arrived)] for i in range(len(splits))]
+        return {split: {"teacher": torch.stack(cut).mean(0)} for split, cut in zip(splits, cuts, strict=True)}
 
     # -- the search ---------------------------------------------------------------------------------------------------
 
-    def _space(
-        self, state: State, model: Model, entries: list[A.Entry], arrived: Results, teacher: Tensor | None, now: Round
-    ) -> _Space:
+    def _space(self, state: State, entries: list[A.Entry], arrived: Results, teachers: Teachers, now: Round) -> _Space:
+        model: Model = state["global"]
         layout = Layout.of(model.params)
         origin = P.flatten(model.params)
         anchors = [entry["update"] if self.anchor == "delta" else entry["update"] - origin for entry in entries]
@@ -274,10 +300,9 @@ class Feddle(Facts):
         frozen = {"origin": origin, "anchors": anchors, "scales": scales, "total": origin.new_tensor(length)}
         default = origin.new_tensor([float(is_fresh) for is_fresh in fresh]) * (length / len(arrived))
         default = default.unsqueeze(1).expand(-1, columns).contiguous()
-        ctx: dict[str, Any] = {"default": default, "prox": self.search.prox / length**2, "span_frozen": frozen}
-        if teacher is not None:
-            ctx["teacher"] = teacher
-        return _Space(span, frozen, default, length, state["head"], model.buffers, ctx)
+        ctx = {"default": default, "prox": self.search.prox / length**2, "span_frozen": frozen}
+        buffers = arrived.mean_buffers("uniform")
+        return _Space(span, frozen, default, length, state["head"], buffers, ctx, teachers)
 
     def _start(self, space: _Space, entries: list[A.Entry], arrived: Results, now: Round) -> Tensor:
         if self.coef.init == "fresh":
@@ -303,12 +328,14 @@ class Feddle(Facts):
             return (yield from self._evolved(space, start, now)), space.extra
         if self.search.kind == "closed_form":
             return (yield from self._solved(space, start)), space.extra
-        kind = Adam if self.search.kind == "adam" else SGD
-        work = kind(
-            lr=self.search.lr * space.length,
+        # The gradient shrinks as coefficients grow in a longer unit; Adam's step does not depend on its length.
+        is_adam = self.search.kind == "adam"
+        lr = self.search.lr * space.length ** (1 if is_adam else 2)
+        work = (Adam if is_adam else SGD)(
+            lr=lr,
             steps=self.search.steps,
             batch_size=self.search.batch,
-            lr_factors={"head.*": self.search.head_lr / (self.search.lr * space.length)},
+            lr_factors={"head.*": self.search.head_lr / lr},
         )
         (result,) = yield [space.job(start, self.objective, work=work, tag="search")]
         theta = dict(result.model.params)
@@ -345,7 +372,7 @@ class Feddle(Facts):
 
     def _guarded(self, space: _Space, c: Tensor, now: Round) -> Generator[list[Job], Results, tuple[Tensor, bool]]:
         """The coefficients to use, and whether the fallback decided them."""
-        split: Literal["train", "val"] = "val" if self.fallback.accept == "heldout" else "train"
+        split: Split = "val" if self.fallback.accept == "heldout" else "train"
         measured = yield [space.measure(point, self.objective, split) for point in (c, space.default)]
         loss, limit = (float(result.probes["loss"]) for result in measured)
         now.report("server_loss", loss)

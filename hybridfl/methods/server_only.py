@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 from hybridfl.build import PositiveFloat, PositiveInt
 from hybridfl.federation import Federation
-from hybridfl.local import SGD
+from hybridfl.local import SGD, Beta
 from hybridfl.methods.base import Facts
 from hybridfl.types import SERVER, Job, Results, Round, Served, State
 
@@ -22,7 +22,7 @@ class ServerOnly(Facts):
     asynchronous = True
 
     def __init__(
-        self, steps: PositiveInt = 40, batch_size: PositiveInt = 32, lr: PositiveFloat = 0.1, momentum: float = 0.0
+        self, steps: PositiveInt = 40, batch_size: PositiveInt = 32, lr: PositiveFloat = 0.1, momentum: Beta = 0.0
     ) -> None:
         self.work = SGD(steps=steps, batch_size=batch_size, lr=lr, momentum=momentum)
 

@@ -1,0 +1,262 @@
+"""A table of ``hybridfl compare`` as text: for a terminal, CSV, Markdown, LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from hybridfl import statistics
+from hybridfl.runs import ABSENT
+from hybridfl.statistics import Summary
+from hybridfl.tabulate import (
+    AT,
+    CSV_CONTEXT,
+    CSV_NUMBERS,
+    DAGGER,
+    FRACTIONS,
+    HIGHER_IS_BETTER,
+    OTHERS,
+    Table,
+    label,
+    moves_raw_data,
+    read_at,
+)
+
+
+def as_csv(table: Table) -> str:
+    """Raw numbers, one line a row and column; empty where a number is not defined."""
+    options, text = table.options, io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*table.keys, *([options.cols] if options.cols else []), *CSV_NUMBERS, *CSV_CONTEXT])
+    context = ["" if math.isnan(table.target) else table.target, options.metric, options.scope, options.at]
+    for row in table.rows:
+        for col, value in table.cols.items():
+            if col in row.summaries:
+                names = [*row.values, *([value] if options.cols else [])]
+                numbers = [getattr(row.summaries[col], name) for name in CSV_NUMBERS]
+                line = ["" if isinstance(number, float) and math.isnan(number) else number for number in numbers]
+                raw = str(moves_raw_data(row.runs[col])).lower()
+                writer.writerow(["" if name is ABSENT else label(name) for name in names] + line + context + [raw])
+    return text.getvalue().rstrip("\n")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The table as text: cells, which of them are bold, and lines that explain it. ``left`` columns hold names."""
+
+    header: list[str]
+    body: list[list[str]]
+    bold: set[tuple[int, int]]
+    caption: list[str]
+    left: int
+
+
+def as_sheet(table: Table) -> Sheet:
+    """What the three formats for people have in common."""
+    columns = pivot_columns(table) if table.options.cols else summary_columns(table)
+    names = [[label(value) for value in row.values] for row in table.rows]
+    marked = table.keys.index("method") if "method" in table.keys else 0
+    for row, cells in zip(table.rows, names, strict=True):
+        cells[marked] += DAGGER if table.options.cols != "method" and moves_raw_data(row.all_runs) else ""
+    body = [cells + [column[i] for _, column in columns] for i, cells in enumerate(names)]
+    left = len(table.keys)
+    # the means stand in all columns of a pivot, else in the second one, after the seeds
+    places = {col: left + i for i, col in enumerate(table.cols)} if table.options.cols else {"": left + 1}
+    bold = {(row, place) for col, place in places.items() for row in best_rows(table, col)}
+    return Sheet([*table.keys, *(name for name, _ in columns)], body, bold, caption(table), left)
+
+
+def best_rows(table: Table, col: str) -> list[int]:
+    """The rows with the best mean of a column; none if there is nothing to choose from."""
+    sign = 1 if table.options.metric in HIGHER_IS_BETTER else -1
+    means = {i: sign * row.summaries[col].mean for i, row in enumerate(table.rows) if col in row.summaries}
+    means = {i: mean for i, mean in means.items() if math.isfinite(mean)}
+    return [i for i, mean in means.items() if mean == max(means.values())] if len(means) > 1 else []
+
+
+def pivot_columns(table: Table) -> list[tuple[str, list[str]]]:
+    """One column a value of the column key; a cell holds mean ± sd."""
+    metric = table.options.metric
+    raw = {col for row in table.rows for col, cell in row.runs.items() if moves_raw_data(cell)}
+    return [
+        (
+            label(value) + (DAGGER if table.options.cols == "method" and col in raw else ""),
+            [spread(row.summaries[col], metric) if col in row.summaries else "" for row in table.rows],
+        )
+        for col, value in table.cols.items()
+    ]
+
+
+def summary_columns(table: Table) -> list[tuple[str, list[str]]]:
+    """Everything about one column: the chosen number, its neighbours, the difference, what it cost to get there."""
+    options = table.options
+    cells = [row.summaries[""] for row in table.rows]
+    columns = [
+        ("seeds", [str(cell.seeds) for cell in cells]),
+        (f"{options.metric} {options.scope}", [spread(cell, options.metric) for cell in cells]),
+    ]
+    if options.metric == "accuracy":
+        columns += other_scopes(table)
+    goal = "target" if math.isnan(table.target) else f"{100 * table.target:.4g} %"
+    columns += [
+        (f"− {table.reference} [95 %]", [difference(cell, options.metric) for cell in cells]),
+        (f"rounds to {goal}", [reached(cell) for cell in cells]),
+        (f"MB to {goal}", [short(cell.bytes_to_target / 1e6) for cell in cells]),
+        ("MB", [short(cell.bytes / 1e6) for cell in cells]),
+    ]
+    return columns
+
+
+def other_scopes(table: Table) -> list[tuple[str, list[str]]]:
+    """The means of the other standard scopes at the same point, where any run has them."""
+    columns = []
+    for scope, metric in OTHERS:
+        if (scope, metric) != (table.options.scope, "accuracy"):
+            values = [[read_at(run, scope, metric, table.options.at) for run in row.runs[""]] for row in table.rows]
+            means = [statistics.mean_sd([v for v in row if math.isfinite(v)])[0] for row in values]
+            if any(map(math.isfinite, means)):
+                columns.append((scope if metric == "accuracy" else metric, [shown(mean, metric) for mean in means]))
+    return columns
+
+
+def shown(value: float, metric: str, sign: str = "") -> str:
+    """A value of ``metric``: fractions in percent."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{100 * value:{sign}.1f}" if metric in FRACTIONS else f"{value:{sign}.4g}"
+
+
+def spread(cell: Summary, metric: str) -> str:
+    """mean ± sd, the latter where it is defined."""
+    return shown(cell.mean, metric) + (f" ± {shown(cell.sd, metric)}" if math.isfinite(cell.sd) else "")
+
+
+def difference(cell: Summary, metric: str) -> str:
+    """Mean paired difference with its interval; blank without pairs."""
+    if not cell.pairs:
+        return ""
+    interval = f" [{shown(cell.low, metric, '+')}, {shown(cell.high, metric, '+')}]" if math.isfinite(cell.low) else ""
+    return shown(cell.difference, metric, "+") + interval
+
+
+def reached(cell: Summary) -> str:
+    """Mean rounds to the target, and how many runs got there where some did not."""
+    some = f" ({cell.reached}/{cell.runs})" if cell.reached < cell.runs else ""
+    return short(cell.rounds_to_target) + some
+
+
+def short(value: float) -> str:
+    """Three digits, more only before the point."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def caption(table: Table) -> list[str]:
+    """What a reader must know to read the numbers."""
+    options = table.options
+    unit = " in %" if options.metric in FRACTIONS else ""
+    lines = [f"{options.metric}{unit}, scope {options.scope}, {AT[options.at]}; mean ± sd over seeds."]
+    if options.cols:
+        seeds = sorted({cell.seeds for row in table.rows for cell in row.summaries.values()})
+        lines.append(f"Columns: {options.cols}. Seeds a cell: {'–'.join(map(str, sorted({seeds[0], seeds[-1]})))}.")
+    else:
+        lines.append(f"− {table.reference}: mean difference over pairs with the same seed and split, 95 % t interval.")
+        if math.isfinite(table.target):
+            whose = " = 90 % of the best row's mean" if options.target is None else ""
+            goal = f"Target: accuracy {100 * table.target:.4g} %{whose}"
+            lines.append(f"{goal}; (k/n): k of n runs reach it. MB: 10⁶ bytes up, down and between peers.")
+    if any(moves_raw_data(row.all_runs) for row in table.rows):
+        lines.append(f"{DAGGER} moves raw data to another owner.")
+    return lines
+
+
+def as_terminal(table: Table) -> str:
+    """A table as wide as its numbers need, whatever the terminal: a line may wrap there, but no digit is hidden."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    sheet = as_sheet(table)
+    grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, name in enumerate(sheet.header):
+        grid.add_column(Text(name), justify="left" if place < sheet.left else "right", no_wrap=True)
+    for r, cells in enumerate(sheet.body):
+        grid.add_row(*(Text(cell, style="bold" if (r, c) in sheet.bold else "") for c, cell in enumerate(cells)))
+    text = io.StringIO()
+    Console(file=text, width=10_000, force_terminal=sys.stdout.isatty(), legacy_windows=False).print(grid)
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    return "\n".join([*filter(None, lines), *sheet.caption])
+
+
+def as_markdown(table: Table) -> str:
+    """A GitHub table; the best means are bold."""
+    sheet = as_sheet(table)
+
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    rules = [":---" if place < sheet.left else "---:" for place in range(len(sheet.header))]
+    header = line(cell.replace("|", "\\|") for cell in sheet.header)
+    body = [line(_marked(sheet, r, lambda text: text.replace("|", "\\|"), "**{}**")) for r in range(len(sheet.body))]
+    return "\n".join([header, line(rules), *body, "", *(f"{text}  " for text in sheet.caption)]).rstrip()
+
+
+def _marked(sheet: Sheet, row: int, escape: Callable[[str], str], bold: str) -> list[str]:
+    cells = enumerate(map(escape, sheet.body[row]))
+    return [bold.replace("{}", cell) if (row, place) in sheet.bold else cell for place, cell in cells]
+
+
+LATEX = {char: "\\" + char for char in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "–": "--",
+    "…": r"\dots{}",
+    "⁶": "$^6$",
+    DAGGER: r"$^\dagger$",
+}
+
+
+def latex_escape(text: str) -> str:
+    """Plain text as LaTeX shows it."""
+    text = re.sub(r"(?<!\w)-(?=\d)", "−", text)  # a minus, not a hyphen
+    return "".join(LATEX.get(char, char) for char in text)
+
+
+def as_latex(table: Table) -> str:
+    """A ``table`` for the booktabs package."""
+    sheet = as_sheet(table)
+    align = "l" * sheet.left + "r" * (len(sheet.header) - sheet.left)
+    body = [" & ".join(_marked(sheet, r, latex_escape, r"\textbf{{}}")) + r" \\" for r in range(len(sheet.body))]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \caption{{{latex_escape(' '.join(sheet.caption))}}}",
+            rf"  \begin{{tabular}}{{{align}}}",
+            r"    \toprule",
+            "    " + " & ".join(map(latex_escape, sheet.header)) + r" \\",
+            r"    \midrule",
+            *("    " + line for line in body),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+FORMATS: Mapping[str, Callable[[Table], str]] = {
+    "terminal": as_terminal,
+    "csv": as_csv,
+    "markdown": as_markdown,
+    "latex": as_latex,
+}

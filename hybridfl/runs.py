@@ -1,0 +1,280 @@
+"""Run folders as ``compare`` and ``show`` see them: read them, find them.
+
+A run folder ``<output_dir>/runs/<digest>[-N]`` holds ``config.yaml``, ``status.json`` and ``metrics.csv``. Everything
+is read lazily, so that a command over a thousand runs pays only for what it uses.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hybridfl.errors import ConfigError, DataError, HybridflError, nearest
+
+BYTES = ("bytes_up", "bytes_down", "bytes_peer")
+COSTS = (*BYTES, "macs", "server_macs", "local_steps", "seconds")
+ABSENT = object()
+"""The value of a config key that a run does not have (``None`` is a value of its own)."""
+
+
+def number(text: str | None) -> float:
+    """A cell of ``metrics.csv``; NaN where it is empty."""
+    try:
+        return float(text) if text else math.nan
+    except ValueError:
+        return math.nan
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The rows of one scope, in the order of rounds, as columns of text; numbers are parsed when asked for."""
+
+    cells: Mapping[str, Sequence[str]]
+
+    def column(self, name: str) -> list[float]:
+        """One number per evaluated round; NaN where it is not defined or the column is missing."""
+        return [number(text) for text in self.cells.get(name) or [""] * len(self.cells["round"])]
+
+    @cached_property
+    def rounds(self) -> list[int]:
+        """The evaluated rounds."""
+        return [int(value) for value in self.column("round")]
+
+    @cached_property
+    def bytes(self) -> list[float]:
+        """Bytes moved until each evaluation, in all directions; an empty direction counts as none."""
+        directions = zip(*(self.column(name) for name in BYTES), strict=True)
+        return [_sum_of_defined(values) for values in directions]
+
+
+def _sum_of_defined(values: Iterable[float]) -> float:
+    defined = [value for value in values if math.isfinite(value)]
+    return math.fsum(defined) if defined else math.nan
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder with its composed config and status."""
+
+    folder: Path
+    config: dict[str, Any]
+    status: dict[str, Any]
+    job: int | None = None  # place among the jobs of the sweeps that name it
+
+    @property
+    def digest(self) -> str:
+        """What names the run, without the number of the attempt."""
+        return self.folder.name.partition("-")[0]
+
+    @property
+    def attempt(self) -> int:
+        """1 for ``<digest>``, N for ``<digest>-N``."""
+        suffix = self.folder.name.partition("-")[2]
+        return int(suffix) if suffix.isdecimal() else 1
+
+    @property
+    def state(self) -> str:
+        """``done``, ``failed``, ``skipped``, ``running``, ``interrupted`` or ``unknown``."""
+        return str(self.status.get("status", "unknown"))
+
+    @property
+    def done(self) -> bool:
+        """Whether the last round was reached."""
+        return self.state == "done"
+
+    @cached_property
+    def flat(self) -> dict[str, Any]:
+        """The config as dotted key → value, lists kept whole."""
+        return dict(_leaves(self.config, ""))
+
+    def value(self, key: str) -> Any:
+        """The value of a dotted config key, or of a whole group (``method``): its name; ``ABSENT`` if there is none."""
+        if key in self.flat:
+            return self.flat[key]
+        if (name := self.flat.get(f"{key}.name")) is not None:
+            return name
+        target = self.flat.get(f"{key}._target_")
+        return str(target).rpartition(".")[2] if target is not None else ABSENT
+
+    @cached_property
+    def curves(self) -> dict[str, Curve]:
+        """Scope → its rows of ``metrics.csv``; empty before the first evaluation."""
+        try:
+            with (self.folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+                lines = csv.reader(file)
+                header = next(lines, [])
+                # a run that is being written may end in half a line
+                rows = [row for row in lines if len(row) == len(header)]
+        except FileNotFoundError:
+            return {}
+        except (OSError, UnicodeDecodeError, csv.Error) as problem:
+            raise DataError(f"{self.folder / 'metrics.csv'}: cannot be read ({problem})") from problem
+        if not {"round", "scope"} <= set(header):
+            return {}
+        scope = header.index("scope")
+        scopes: dict[str, list[list[str]]] = {}
+        for row in rows:
+            scopes.setdefault(row[scope], []).append(row)
+        return {
+            name: Curve({title: [row[place] for row in found] for place, title in enumerate(header)})
+            for name, found in scopes.items()
+        }
+
+
+def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``folder`` is a run folder, finished or not."""
+    return (folder / "config.yaml").is_file() or (folder / "status.json").is_file()
+
+
+def read_run(folder: Path, job: int | None = None) -> Run:
+    """The run in ``folder``.
+
+    Raises:
+        DataError: config or status are there but are not what they claim to be.
+    """
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
+    config, status = folder / "config.yaml", folder / "status.json"
+    path = config
+    try:
+        found = yaml.load(config.read_text(encoding="utf-8"), loader) if config.is_file() else {}
+        path = status
+        state = json.loads(status.read_text(encoding="utf-8")) if status.is_file() else {}
+    except (OSError, ValueError, yaml.YAMLError) as problem:
+        raise DataError(f"{path}: cannot be read ({' '.join(str(problem).split())})") from problem
+    if not isinstance(found or {}, dict) or not isinstance(state, dict):
+        raise DataError(f"{folder}: config.yaml and status.json must hold one mapping each")
+    return Run(folder, found or {}, state, job)
+
+
+def newest(attempts: Iterable[Run]) -> Run:
+    """The attempt that counts: the newest one that is done, else the newest."""
+    return max(attempts, key=lambda run: (run.done, run.attempt))
+
+
+def to_stderr(text: str) -> None:
+    """One line beside the output, never inside it."""
+    print(text, file=sys.stderr)
+
+
+def find_runs(paths: Sequence[Path], warn: Callable[[str], None] = to_stderr) -> list[Run]:
+    """The finished runs under ``paths``, one attempt of each; those of sweeps know the place of their job.
+
+    Raises:
+        ConfigError: a path is no run, sweep or output folder.
+        HybridflError: no run is finished.
+    """
+    left_out: Counter[str] = Counter()
+    found_in = [entry for path in paths for entry in _folders(path, left_out)]
+    jobs = [folder for folder, in_sweep in found_in if in_sweep]
+    attempts: dict[str, list[Run]] = {}
+    # a dict keeps the order and drops repetitions
+    for place, folder in enumerate(dict.fromkeys([*jobs, *(folder for folder, _ in found_in)])):
+        try:
+            found = read_run(folder, place if place < len(set(jobs)) else None)
+        except DataError:
+            left_out["unreadable"] += 1
+            continue
+        attempts.setdefault(found.digest, []).append(found)
+    counting = [newest(found) for found in attempts.values()]
+    left_out.update(
+        one.state if one.state in ("failed", "skipped") else "unfinished" for one in counting if not one.done
+    )
+    done = [one for one in counting if one.done]
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
+    if not done:
+        where = ", ".join(f"'{path}'" for path in paths)
+        raise HybridflError(f"No finished run in {where}" + (f": {reasons}." if reasons else "."))
+    if left_out:
+        warn(f"{left_out.total()} of {left_out.total() + len(done)} runs left out: {reasons}.")
+    return done
+
+
+def _folders(path: Path, left_out: Counter[str]) -> list[tuple[Path, bool]]:
+    """The run folders a path stands for, and whether a sweep names them."""
+    given, path = path, path.resolve()
+    if is_run(path):
+        return [(path, False)]
+    if (path / "runs.csv").is_file():
+        return [(folder, True) for folder in _jobs(path, left_out)]
+    runs = path / "runs" if (path / "runs").is_dir() else path
+    found = sorted(folder for folder in runs.iterdir() if is_run(folder)) if runs.is_dir() else []
+    if found or runs != path:
+        return [(folder, False) for folder in found]
+    raise ConfigError(str(given), f"{_expected(path)} {_neighbours(path)}".rstrip())
+
+
+def _expected(path: Path) -> str:
+    return ("is not a" if path.exists() else "does not exist; expected a") + (
+        " run folder (with config.yaml), sweep folder (with runs.csv) or output folder (with runs/)."
+    )
+
+
+def _neighbours(path: Path) -> str:
+    """The nearest folders that do exist, beside the path or below the output folder it seems to lie in."""
+    parent = next((folder for folder in path.parents if folder.is_dir()), path)
+    near = [folder for folder in parent.iterdir() if folder.is_dir() and folder.name[0] != "." and folder != path]
+    below = [folder for place in ("runs", "sweeps") for folder in (parent / place, parent / "outputs" / place)]
+    near += [folder for place in below if place.is_dir() for folder in place.iterdir() if folder.is_dir()]
+    return nearest(path.name, [folder.name for folder in near])
+
+
+def _jobs(sweep: Path, left_out: Counter[str]) -> list[Path]:
+    """The run folders of a sweep in the order of its jobs, all attempts of each run."""
+    with (sweep / "runs.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    runs = sweep.parent.parent / "runs"
+    attempts: dict[str, list[Path]] = {}
+    for folder in sorted(runs.iterdir()) if runs.is_dir() else []:
+        attempts.setdefault(folder.name.partition("-")[0], []).append(folder)
+    found: list[Path] = []
+    for row in rows:
+        name = (row.get("run") or "").partition("-")[0]
+        here = [folder for folder in attempts.get(name, []) if is_run(folder)]
+        if not here:
+            status = row.get("status") or ""
+            left_out[status if status in ("failed", "skipped") else "missing" if name else "unfinished"] += 1
+        found += here
+    return found
+
+
+def find_run(name: str, output_dir: Path) -> Run:
+    """The run meant by a path, a folder name, a digest or the beginning of one.
+
+    Raises:
+        ConfigError: nothing is called so, or several digests begin so.
+    """
+    path = Path(name)
+    if is_run(path):
+        return read_run(path.resolve() if path.name in ("", "..") else path)
+    runs = output_dir / "runs"
+    names = sorted(folder.name for folder in runs.iterdir() if is_run(folder)) if runs.is_dir() else []
+    if "-" in name and name in names:
+        return read_run(runs / name)
+    found = [folder for folder in names if folder.startswith(name)] if name else []
+    digests = sorted({folder.partition("-")[0] for folder in found})
+    if name in digests:
+        digests = [name]
+    if len(digests) > 1:
+        raise ConfigError(name, f"several runs in '{runs}' begin so: {', '.join(digests)}. Type more of the digest.")
+    if not digests:
+        hint = nearest(path.name, names)
+        raise ConfigError(name, f"no run folder, and no run in '{runs}' is called so. {hint}".rstrip())
+    return newest(read_run(runs / folder) for folder in found if folder.partition("-")[0] == digests[0])

@@ -1,0 +1,334 @@
+"""From runs to rows and columns of numbers: which config keys tell the rows apart, and which runs share a cell.
+
+Nothing is averaged but seeds. The numbers themselves are made in ``statistics.py``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hybridfl import statistics
+from hybridfl.errors import ConfigError, HybridflError, nearest
+from hybridfl.runs import ABSENT, Run, to_stderr
+from hybridfl.statistics import MISSING, WINDOW, Observation, Summary, summarise
+
+AT = {
+    "last": "last evaluation",
+    "mean10": f"mean of the last {WINDOW} evaluations",
+    "best": "evaluation with the best validation accuracy",
+}
+FRACTIONS = ("accuracy", "worst10", "spread")
+HIGHER_IS_BETTER = ("accuracy", "worst10", "examples")
+OTHERS = (("global", "accuracy"), ("clients", "accuracy"), ("clients", "worst10"), ("served", "accuracy"))
+DAGGER = "†"
+CSV_NUMBERS = (
+    *("seeds", "mean", "sd", "difference", "low", "high"),
+    *("rounds_to_target", "reached", "bytes_to_target", "bytes", "runs", "pairs"),
+)
+CSV_CONTEXT = ("target", "metric", "scope", "at", "moves_raw_data")
+
+NOT_RESULTS = frozenset(
+    [
+        *("seed", "overrides", "digest", "baseline", "merging", "experiment", "claims", "tuned", "tracker", "executor"),
+        *("device", "output_dir", "data_root", "ui", "rerun", "fail_fast", "checkpoint_seconds", "max_bad_rounds"),
+    ]
+)
+"""Top-level config keys that may differ between runs of one cell: ``plan.NOT_IDENTITY``, whose import takes seconds,
+the seed, and what is written beside the config."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the table shows; the fields are the options of the command line."""
+
+    metric: str = "accuracy"
+    scope: str = "global"
+    at: str = "mean10"
+    rows: str = "method"
+    cols: str | None = None
+    format: str = "terminal"
+    reference: str | None = None
+    target: float | None = None
+
+
+def label(value: Any) -> str:
+    """A config value as the user would type it."""
+    if value is ABSENT:
+        return "–"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# --- which config keys tell the rows apart ----------------------------------------------------------------------------
+
+
+def token(value: Any) -> str:
+    """A value as something to compare by: 1 and 1.0 are the same setting, 1 and "1" are not."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return repr(float(value))
+    return "ABSENT" if value is ABSENT else repr(value)
+
+
+def check_key(option: str, key: str, runs: Sequence[Run]) -> None:
+    """Raises ConfigError with the nearest valid key if no run has ``key``."""
+    if all(run.value(key) is ABSENT for run in runs):
+        every = {key for run in runs for key in run.flat}
+        groups = {key.rpartition(".")[0] for key in every if key.endswith((".name", "._target_"))}
+        raise ConfigError(option, f"no run has the config key '{key}'. {nearest(key, every | groups)}")
+
+
+def differing_keys(runs: Sequence[Run]) -> list[str]:
+    """The config keys that decide results and differ between runs; those of the method within one method only.
+
+    Names come before the settings they imply. Seeds of parts that merely follow the run's own seed are no difference.
+    """
+    seen: dict[str, dict[str, set[str]]] = {}  # key → method, or "" for keys outside of it → values
+    for key in {key: None for run in runs for key in run.flat}:
+        if key.partition(".")[0] in NOT_RESULTS or key == "method.name" or _follows_seed(key, runs):
+            continue
+        values = seen.setdefault(key, {})
+        for run in runs:
+            method = str(run.value("method")) if key.startswith("method.") else ""
+            values.setdefault(method, set()).add(token(run.value(key)))
+    keys = [key for key, values in seen.items() if any(len(found) > 1 for found in values.values())]
+    keys.sort(key=lambda key: (not key.endswith(".name"), not key.endswith("._target_")))
+    methods = ["method"] if len({token(run.value("method")) for run in runs}) > 1 else []
+    return methods + [_short(key, runs) for key in keys]
+
+
+def _short(key: str, runs: Sequence[Run]) -> str:
+    """``partitioning`` for ``partitioning._target_``, where the class name alone tells the same runs apart."""
+    group = key.removesuffix("._target_")
+    if group in (key, "method") or any(f"{group}.name" in run.flat for run in runs):
+        return key
+    return group if _decided(key, [group], runs) else key
+
+
+def _follows_seed(key: str, runs: Sequence[Run]) -> bool:
+    return key.endswith("seed") and all(run.value(key) in (None, run.value("seed")) for run in runs)
+
+
+def rows_of(runs: Sequence[Run], rows: Sequence[str], cols: str | None, warn: Callable[[str], None]) -> list[str]:
+    """The row keys: those asked for, and every other key in which the runs differ.
+
+    A key is not added if it is a member of a group whose name is already in the table (``dataset.classes`` of
+    ``dataset``), or if it belongs to the column and would only tear the rows apart.
+    """
+    chosen, added, untold = list(rows), [], []
+    for key in differing_keys(runs):
+        shown = [*chosen, *([cols] if cols else [])]
+        if key in shown or any(_implied(key, by, runs) for by in shown):
+            continue
+        if cols and _decided(key, shown, runs) and (_decided(key, [cols], runs) or not _decided(key, chosen, runs)):
+            untold.append(key)
+            continue
+        chosen.append(key)
+        added.append(key)
+    if added:
+        warn(f"The runs differ in {', '.join(added)}: added to the rows.")
+    if untold:
+        warn(f"The runs of different columns differ in {', '.join(untold)} as well.")
+    return chosen
+
+
+def _implied(key: str, by: str, runs: Sequence[Run]) -> bool:
+    """Whether ``key`` lies in the group that ``by`` names and follows from that name."""
+    group = re.sub(r"\.(name|_target_)$", "", by)
+    names = by != group or any(run.value(f"{by}.name") is not ABSENT or f"{by}._target_" in run.flat for run in runs)
+    return names and key.startswith(f"{group}.") and _decided(key, [by], runs)
+
+
+def _decided(key: str, by: Sequence[str], runs: Sequence[Run]) -> bool:
+    """Whether runs that agree in all of ``by`` agree in ``key``."""
+    first: dict[tuple[str, ...], str] = {}
+    return all(
+        first.setdefault(tuple(token(run.value(k)) for k in by), token(run.value(key))) == token(run.value(key))
+        for run in runs
+    )
+
+
+# --- put the runs into cells ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Row:
+    """One row: the values of its keys, its runs by column, and what the statistics say about them."""
+
+    values: tuple[Any, ...]
+    runs: dict[str, list[Run]]
+    observations: dict[str, list[Observation]] = field(default_factory=dict)
+    summaries: dict[str, Summary] = field(default_factory=dict)
+    reference: Row | None = None
+
+    @property
+    def all_runs(self) -> list[Run]:
+        """The runs of all columns."""
+        return [run for cell in self.runs.values() for run in cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    """All numbers, before any format; ``cols`` maps the token of a column to its value, ``""`` where there is one."""
+
+    options: Options
+    keys: list[str]
+    cols: dict[str, Any]
+    rows: list[Row]
+    target: float
+    reference: str
+
+
+def tabulate(runs: Sequence[Run], options: Options, warn: Callable[[str], None] = to_stderr) -> Table:
+    """Runs → rows and columns of numbers.
+
+    Raises:
+        ConfigError: unknown key, metric, scope or reference; ``--at best`` without validation rows.
+    """
+    asked = [re.sub(r"^method\.name$", "method", key.strip()) for key in options.rows.split(",") if key.strip()]
+    asked = asked or ["method"]
+    for option, key in [*(("--rows", key) for key in asked), *([("--cols", options.cols)] if options.cols else [])]:
+        check_key(option, key, runs)
+    check_columns(runs, options)
+    keys = rows_of(runs, asked, options.cols, warn)
+    rows = group(runs, keys, options.cols, warn)
+    for row in rows:
+        row.observations = {col: [observe(run, options) for run in cell] for col, cell in row.runs.items()}
+    every_cell = [cell for row in rows for cell in row.observations.values()]
+    target = statistics.default_target(every_cell) if options.target is None else options.target
+    reference = pick_references(rows, keys, options.reference)
+    for row in rows:
+        other = row.reference.observations if row.reference and row.reference is not row else {}
+        row.summaries = {col: summarise(cell, other.get(col, ()), target) for col, cell in row.observations.items()}
+    warn_of_gaps(rows, options, warn)
+    values = [run.value(options.cols) for run in runs] if options.cols else []
+    cols = {token(value): value for value in sorted(values, key=_natural)} or {"": None}
+    return Table(options, keys, cols, rows, target, reference)
+
+
+def check_columns(runs: Sequence[Run], options: Options) -> None:
+    """Metric and scope exist, and validation rows where they are needed."""
+    scopes = {scope for run in runs for scope in run.curves}
+    if not scopes:
+        raise HybridflError("None of the finished runs has an evaluation in its metrics.csv.")
+    if options.scope not in scopes:
+        raise ConfigError("--scope", f"no run has the scope '{options.scope}'. {nearest(options.scope, scopes)}")
+    metrics = {name for run in runs for curve in run.curves.values() for name in curve.cells} - {"round", "scope"}
+    if options.metric not in metrics:
+        raise ConfigError("--metric", f"no run has the metric '{options.metric}'. {nearest(options.metric, metrics)}")
+    if options.at == "best" and "validation" not in scopes:
+        raise ConfigError(
+            "--at",
+            "'best' is the evaluation with the best validation accuracy, and these runs have no validation rows. "
+            "server_data.validation=0.2 adds them to new runs; 'last' and 'mean10' need none.",
+        )
+
+
+def group(runs: Sequence[Run], keys: Sequence[str], cols: str | None, warn: Callable[[str], None]) -> list[Row]:
+    """The rows with their runs, one run a seed: in the order of a sweep's jobs, or else by name."""
+    rows: dict[tuple[str, ...], Row] = {}
+    repeated = 0
+    for run in runs:
+        values = tuple(run.value(key) for key in keys)
+        row = rows.setdefault(tuple(map(token, values)), Row(values, {}))
+        row.runs.setdefault(token(run.value(cols)) if cols else "", []).append(run)
+    for row in rows.values():
+        for col, cell in row.runs.items():
+            row.runs[col] = list({token(run.value("seed")): run for run in sorted(cell, key=_age)}.values())
+            repeated += len(cell) - len(row.runs[col])
+    if repeated:
+        warn(f"{_runs(repeated)} left out: same config and seed as a newer one, but other data, code or version.")
+
+    def place(row: Row) -> tuple[Any, ...]:
+        jobs = [run.job for run in row.all_runs if run.job is not None]
+        return (min(jobs, default=math.inf), *map(_natural, row.values))
+
+    return sorted(rows.values(), key=place)
+
+
+def moves_raw_data(runs: Iterable[Run]) -> bool:
+    """Whether a method among the runs moves raw data to another owner."""
+    return any(run.value("method.moves_raw_data") is True for run in runs)
+
+
+def _age(run: Run) -> float:
+    return (run.folder / "status.json").stat().st_mtime
+
+
+def _natural(value: Any) -> tuple[int, float, str]:
+    """Sorts numbers as numbers, before text; what is missing comes first."""
+    if isinstance(value, (int, float)):
+        return 1, value, ""
+    return (0, 0, "") if value is None or value is ABSENT else (2, 0, str(value))
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
+
+
+def read_at(run: Run, scope: str, metric: str, at: str) -> float:
+    """One number of a run: ``metric`` in ``scope`` at the chosen point; NaN if it is not defined there."""
+    curve = run.curves.get(scope)
+    if curve is None:
+        return MISSING
+    values = curve.column(metric)
+    if at == "best":
+        validation = run.curves.get("validation")
+        best = validation and statistics.best_round(validation.rounds, validation.column("accuracy"))
+        return dict(zip(curve.rounds, values, strict=True)).get(best, MISSING) if isinstance(best, int) else MISSING
+    return statistics.tail_mean(values, 1 if at == "last" else statistics.WINDOW)
+
+
+def observe(run: Run, options: Options) -> Observation:
+    """What the statistics need to know of a run."""
+    curve = run.curves.get(options.scope)
+    split, seed = run.status.get("split"), token(run.value("seed"))
+    last = max(run.curves.values(), key=lambda curve: curve.rounds[-1], default=None)
+    return Observation(
+        seed=seed,
+        pair=None if split is None else (seed, split),
+        value=read_at(run, options.scope, options.metric, options.at),
+        accuracy=read_at(run, options.scope, "accuracy", options.at),
+        curve=list(zip(curve.rounds, curve.column("accuracy"), curve.bytes, strict=True)) if curve else [],
+        bytes=last.bytes[-1] if last else MISSING,
+    )
+
+
+def pick_references(rows: Sequence[Row], keys: Sequence[str], name: str | None) -> str:
+    """Gives every row the row it is compared with and returns what that is called.
+
+    The reference is a method (with its settings). Where the rows differ in other keys too, such as the number of
+    clients, a row is compared with the reference row that agrees with it in most of them, and with none if two do.
+    """
+    own = [i for i, key in enumerate(keys) if key.partition(".")[0] == "method"] or list(range(len(keys)))
+    others = [i for i in range(len(keys)) if i not in own]
+    wanted = {part.strip() for part in (name or "fedavg").split(",")}
+    found = [row for row in rows if wanted <= set(map(label, row.values))]
+    # fedavg itself before a method that only contains it, such as fine-tuning after fedavg
+    first = next((row for row in found if label(row.values[own[0]]) in wanted), found[0] if found else None)
+    if first is None and name is not None:
+        raise ConfigError(
+            "--reference", f"no row '{name}'. {nearest(name, {label(v) for r in rows for v in r.values})}"
+        )
+    first = first or rows[0]
+    identity = [first.values[i] for i in own]
+    candidates = [row for row in rows if [row.values[i] for i in own] == identity]
+    for row in rows:
+        agreeing = [sum(token(row.values[i]) == token(other.values[i]) for i in others) for other in candidates]
+        if agreeing.count(max(agreeing)) == 1:
+            row.reference = candidates[agreeing.index(max(agreeing))]
+    return ", ".join(label(value) for value in identity if value is not ABSENT)
+
+
+def warn_of_gaps(rows: Sequence[Row], options: Options, warn: Callable[[str], None]) -> None:
+    """Runs without a number are never left out of a mean in silence."""
+    gaps = []
+    for row in rows:
+        observations = [o for cell in row.observations.values() for o in cell]
+        missing = sum(not math.isfinite(o.value) for o in observations)
+        if missing:
+            gaps.append(f"{', '.join(map(label, row.values))} ({missing} of {_runs(len(observations))})")
+    if gaps:
+        warn(f"{options.metric} in scope {options.scope} is not defined for {'; '.join(gaps)}: left out of the means.")

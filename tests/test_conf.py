@@ -1,0 +1,130 @@
+"""Every file in ``conf/``: it composes, two rounds run, and all its options can be overridden."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cli_helpers import SMALL_DATA, call, done, rows
+
+from hybridfl.build import locate, signature_of
+from hybridfl.config import GROUPS, choices, conf_dir
+from hybridfl.plan import Settings
+
+FILES = [(group, name) for group in GROUPS for name in choices(group)]
+TARGETS = [(group, name) for group, name in FILES if group != "experiment" and (group, name) != ("baseline", "none")]
+
+SUPPLIED = {"model": {"input_shape", "classes", "num_classes"}}
+"""Arguments that the program itself gives to the targets of a group."""
+ADDED = {"client_optimizer": {"lr_factors"}}
+"""Options left out of the files on purpose: a mapping from names of the net, given as ``+client_optimizer.lr_factors``."""
+
+READ = {"mnist": "mnist", "fashion_mnist": "fashion_mnist", "cifar10": "cifar10/cifar-10-batches-py"}
+"""Data sets that must be there, and their folder below the data root."""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def node(group: str, name: str) -> dict[str, Any]:
+    loaded = yaml.safe_load(choices(group)[name].read_text())
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def test_every_folder_is_a_group_and_every_group_has_choices() -> None:
+    folders = {path.name for path in conf_dir().iterdir() if path.is_dir()}
+    assert folders == set(GROUPS)
+    defaults = yaml.safe_load((conf_dir() / "config.yaml").read_text())["defaults"]
+    chosen = {group: name for entry in defaults if isinstance(entry, dict) for group, name in entry.items()}
+    assert set(chosen) == set(GROUPS)
+    assert all(name in choices(group) for group, name in chosen.items())
+
+
+# -- running ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("group", "name"), FILES, ids=[f"{group}={name}" for group, name in FILES])
+def test_two_rounds_of_every_file(group: str, name: str) -> None:
+    line = [f"{group}={name}", "rounds=2", "clients.number=5", "clients.per_round=2", "client_optimizer.steps=2"]
+    if group != "dataset":
+        line += SMALL_DATA
+    elif name in READ:
+        root = Path(os.environ.get("HYBRIDFL_DATA", "~/.cache/hybridfl")).expanduser()
+        if not (root / READ[name]).is_dir():
+            pytest.skip(f"{READ[name]} is not in {root}; set HYBRIDFL_DATA")
+        line += ["dataset.limit=500"]
+    if (group, name) == ("server_data", "none"):
+        line += ["baseline=fedavg"]  # Feddle needs server data
+    run = done(*line, "ui=none")
+    metrics = rows(run / "metrics.csv")
+    assert metrics[-1]["round"] == "2"
+    assert all(0 <= float(row["accuracy"]) <= 1 for row in metrics)
+    if group in ("merging", "baseline") and name != "none":
+        assert yaml.safe_load((run / "config.yaml").read_text())["method"]["name"] == name
+
+
+# -- options ---------------------------------------------------------------------------------------------------------
+
+
+def expect_keys(given: Mapping[str, Any], target: Callable[..., Any], left_out: set[str], place: str) -> None:
+    """The keys of a node, and of the groups of options in it, are those of the signature."""
+    parameters, hints = signature_of(target)
+    kinds = {parameter.kind for parameter in parameters.values()}
+    assert inspect.Parameter.VAR_KEYWORD not in kinds, f"{place}: a signature with ** is no schema"
+    assert set(given) - {"_target_"} == set(parameters) - left_out, place
+    for name, value in given.items():
+        kind = hints.get(name)
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+            expect_keys(value, kind, set(), f"{place}.{name}")
+
+
+@pytest.mark.parametrize(("group", "name"), TARGETS, ids=[f"{group}={name}" for group, name in TARGETS])
+def test_the_keys_are_those_of_the_signature(group: str, name: str) -> None:
+    given = node(group, name)
+    target = locate(given["_target_"], group)
+    expect_keys(given, target, SUPPLIED.get(group, set()) | ADDED.get(group, set()), f"{group}/{name}.yaml")
+
+
+def test_the_keys_at_the_top_are_those_of_the_settings() -> None:
+    top = yaml.safe_load((conf_dir() / "config.yaml").read_text())
+    fields = {field.name for field in dataclasses.fields(Settings)}
+    assert set(top) - {"defaults"} == fields - set(GROUPS)
+    hints = typing.get_type_hints(Settings)
+    assert set(top["evaluation"]) == {field.name for field in dataclasses.fields(hints["evaluation"])}
+
+
+def test_nested_options_without_a_value_are_noticed() -> None:
+    feddle = node("merging", "feddle")
+    target = locate(feddle["_target_"], "merging")
+    del feddle["search"]["steps"]
+    with pytest.raises(AssertionError, match="feddle.search"):
+        expect_keys(feddle, target, set(), "feddle")
+
+
+def test_a_documented_option_that_is_left_out_of_the_file() -> None:
+    (extra,) = ADDED["client_optimizer"]
+    assert call("train", "--dry-run", *SMALL_DATA, f"+client_optimizer.{extra}={{head.*:0.1}}").status == 0
+
+
+# -- first lines -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_list_tells_what_every_file_is(group: str) -> None:
+    _, *lines = call("list", group).out.splitlines()
+    told = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
+    assert set(told) == set(choices(group))
+    for name, text in told.items():
+        assert choices(group)[name].read_text().replace("# @package _global_\n", "").startswith(f"# {text}\n")

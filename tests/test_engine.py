@@ -1,0 +1,387 @@
+"""The engine: who is late, who drops out, who pays, and that a round is a pure function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping
+from typing import Any
+
+import helpers
+import pytest
+import torch
+
+from hybridfl import params as P
+from hybridfl import probes
+from hybridfl.checkpoints import pack
+from hybridfl.engine import Unsuitable
+from hybridfl.errors import HybridflError
+from hybridfl.experiment import packed
+from hybridfl.federation import Federation
+from hybridfl.methods.base import Facts
+from hybridfl.params import nbytes
+from hybridfl.types import SERVER, Job, Model, Results, Round, Served, State, View
+
+
+def poisoned(grads: P.Params, theta: P.Params, ctx: Mapping[str, Any]) -> P.Params:
+    return {name: grad * math.nan for name, grad in grads.items()}
+
+
+class Diary(Facts):
+    """Keeps who arrived, from which model; the model of round t is filled with t."""
+
+    asynchronous = True
+
+    def __init__(self, bad: Mapping[int, tuple[int, ...]] | None = None, server: bool = False) -> None:
+        self.bad = bad or {}
+        self.server = server
+
+    def init(self, federation: Federation) -> State:
+        return {"global": _filled(federation.fresh_model(), 0.0), "rounds": []}
+
+    def round(self, state: State, now: Round) -> Generator[list[Job], Results, State]:
+        bad = self.bad.get(now.index, ())
+        jobs = [Job(k, state["global"], grad=poisoned if k in bad else None) for k in now.clients]
+        if self.server:
+            jobs.insert(0, Job(SERVER, state["global"], grad=poisoned if SERVER in bad else None))
+        results = yield jobs
+        now.report("arrived", len(results))
+        seen = [[r.participant, r.birth, float(next(iter(r.start.params.values())).reshape(-1)[0])] for r in results]
+        return {"global": _filled(state["global"], now.index + 1.0), "rounds": [*state["rounds"], seen]}
+
+    def serve(self, state: State, participant: int) -> list[Served]:
+        return [Served(state["global"])]
+
+
+class Script(Facts):
+    """Yields the given job lists once a round and keeps how many results came."""
+
+    def __init__(self, *yields: Any, moves_raw_data: bool = False) -> None:
+        self.yields = yields
+        self.moves_raw_data = moves_raw_data
+
+    def init(self, federation: Federation) -> State:
+        return {"global": federation.fresh_model(), "counts": []}
+
+    def round(self, state: State, now: Round) -> Generator[list[Job], Results, State]:
+        counts = []
+        for jobs in self.yields:
+            results = yield jobs(state["global"], now)
+            counts.append([[r.participant, r.tag] for r in results])
+        return state | {"counts": counts}
+
+    def serve(self, state: State, participant: int) -> list[Served]:
+        return [Served(state["global"])]
+
+
+def _filled(model: Model, value: float) -> Model:
+    return Model({name: torch.full_like(t, value) for name, t in model.params.items()}, model.buffers)
+
+
+@pytest.fixture(scope="module")
+def late() -> Any:
+    return helpers.plan("clients.delay=1.5", "rounds=8", "baseline=fedbuff", "client_optimizer.lr=1e-6")
+
+
+@pytest.fixture(scope="module")
+def punctual() -> Any:
+    return helpers.plan("baseline=fedavg")
+
+
+def model_bytes(plan: Any) -> int:
+    return nbytes(plan.federation.start.params.values())
+
+
+# -- time ------------------------------------------------------------------------------------------------------------
+
+
+def test_late_results_arrive_in_their_round_in_slot_order_with_their_birth(late: Any) -> None:
+    engine = helpers.engine_of(late, Diary())
+    seen = helpers.snapshots(engine)
+    born = [(t, arrival) for t in range(8) for arrival in engine.schedule.born(t)]
+    assert any(arrival.round > t for t, arrival in born)
+    for round in range(8):
+        due = sorted((arrival.slot, arrival.client, t) for t, arrival in born if arrival.round == round)
+        expected = [[client, t, float(t)] for _, client, t in due]
+        assert seen[-1].state["rounds"][round] == expected
+    for t in range(9):
+        waiting = sorted((f.arrival, f.slot) for f in seen[t].in_flight)
+        assert waiting == sorted((a.round, a.slot) for born_in, a in born if born_in < t <= a.round)
+    assert seen[-1].in_flight == ()
+    assert seen[-1].costs.local_steps == sum(
+        2 * math.ceil(late.federation.examples(arrival.client) / 8) for _, arrival in born
+    )
+
+
+def test_upload_is_paid_on_arrival_and_download_at_birth(late: Any) -> None:
+    engine = helpers.engine_of(late, Diary())
+    seen, size = helpers.snapshots(engine), model_bytes(late)
+    for t in range(1, 9):
+        assert seen[t].costs.bytes_up == t * 3 * size
+        # Two births of one client in a round are one download of the same model.
+        downloads = sum(len({arrival.client for arrival in engine.schedule.born(i)}) for i in range(t))
+        assert seen[t].costs.bytes_down == downloads * size
+
+
+def test_servers_jobs_and_measurements_are_never_late(late: Any) -> None:
+    def first(model: Model, now: Round) -> list[Job]:
+        return [Job(0, model, steps=0, tag="measure"), Job(SERVER, model, tag="work")]
+
+    after, _ = (engine := helpers.engine_of(late, Script(first))).step(engine.begin())
+    assert after.state["counts"] == [[[0, "measure"], [SERVER, "work"]]]
+    assert after.in_flight == ()
+
+
+# -- failures --------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_that_is_not_finite_is_dropped_and_said_so(punctual: Any) -> None:
+    engine = helpers.engine_of(punctual)
+    chosen = [[arrival.client for arrival in engine.schedule.born(t)] for t in range(3)]
+    victim = chosen[1][1]
+    engine = helpers.engine_of(punctual, Diary(bad={1: (victim,)}))
+    snapshot, notes, bad = engine.begin(), [], []
+    for _ in range(3):
+        snapshot, record = engine.step(snapshot)
+        notes.append(record.notes)
+        bad.append(snapshot.bad_rounds)
+    assert bad == [0, 1, 0]
+    assert notes == [[], [f"round 2: client {victim} returned a non-finite loss or update; dropped"], []]
+    assert [[client for client, _, _ in seen] for seen in snapshot.state["rounds"]] == [
+        chosen[0],
+        [k for k in chosen[1] if k != victim],
+        chosen[2],
+    ]
+    assert snapshot.costs.bytes_up == 8 * model_bytes(punctual)
+    assert snapshot.costs.bytes_down == 9 * model_bytes(punctual)
+
+
+def test_too_many_bad_rounds_stop_the_run(punctual: Any) -> None:
+    everybody = tuple(range(5))
+    engine = helpers.engine_of(punctual, Diary(bad={0: everybody, 1: everybody}), max_bad_rounds=2)
+    first, record = engine.step(engine.begin())
+    assert first.bad_rounds == 1
+    assert "the state stays as it was" in record.notes[-1]
+    with pytest.raises(HybridflError, match=r"(?s)round 2: client \d.*stopped after 2 bad rounds in a row"):
+        engine.step(first)
+
+
+def test_if_everybody_drops_out_the_state_stays_and_time_goes_on(punctual: Any) -> None:
+    engine = helpers.engine_of(punctual, Diary(bad={0: tuple(range(5))}))
+    begun = engine.begin()
+    after, record = engine.step(begun)
+    assert after.round == 1
+    assert after.state is begun.state
+    assert record.reports == []
+    assert record.notes[-1] == "round 1: no client's result came back; the state stays as it was"
+    assert (after.costs.bytes_up, after.costs.bytes_down) == (0, 3 * model_bytes(punctual))
+    assert after.costs.local_steps > 0
+    again, record = engine.step(after)
+    assert len(again.state["rounds"]) == 1
+    assert record.reports == [("arrived", None, 3.0)]
+
+
+def test_a_late_result_that_was_dropped_is_missed_when_it_is_due(late: Any) -> None:
+    engine = helpers.engine_of(late)
+    due, client = next((a.round, a.client) for a in engine.schedule.born(0) if a.round > 0)
+    lost = sum(a.client == client and a.round == due for a in engine.schedule.born(0))
+    engine = helpers.engine_of(late, Diary(bad={0: (client,)}))
+    end = helpers.snapshots(engine)[-1]
+    assert len(end.state["rounds"][due]) == 3 - lost
+    assert not any(k == client and born == 0 for k, born, _ in end.state["rounds"][due])
+
+
+def test_a_useless_server_ends_the_round_but_not_the_work_under_way(late: Any) -> None:
+    sane, broken = (helpers.engine_of(late, Diary(server=True, bad=bad)) for bad in ({}, {0: (SERVER,)}))
+    expected, _ = sane.step(sane.begin())
+    begun = broken.begin()
+    after, record = broken.step(begun)
+    assert record.notes[-1] == "round 1: the server returned nothing usable; the state stays as it was"
+    assert after.state is begun.state
+    flights = [[(f.arrival, f.slot, f.result.participant) for f in s.in_flight] for s in (after, expected)]
+    assert flights[0] == flights[1] != []
+    end = after
+    for _ in range(7):
+        end, _ = broken.step(end)
+    # The later rounds miss nobody: three clients and the server each.
+    assert [len(seen) for seen in end.state["rounds"]] == [4] * 7
+
+
+def test_a_dropped_client_of_a_later_yield_is_missed_there(punctual: Any) -> None:
+    def work(model: Model, now: Round) -> list[Job]:
+        return [Job(k, model, grad=poisoned if k == 1 else None) for k in range(3)]
+
+    def nobody(model: Model, now: Round) -> list[Job]:
+        return [Job(1, model, grad=poisoned)]
+
+    engine = helpers.engine_of(punctual, Script(lambda model, now: [], work))
+    assert engine.step(engine.begin())[0].state["counts"] == [[], [[0, ""], [2, ""]]]
+    engine = helpers.engine_of(punctual, Script(lambda model, now: [], nobody))
+    after, record = engine.step(engine.begin())
+    assert after.state["counts"] == []
+    assert "no client's result came back" in record.notes[-1]
+
+
+# -- purity ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["late", "punctual"])
+def test_a_round_is_a_pure_function_of_the_snapshot(kind: str, request: pytest.FixtureRequest) -> None:
+    plan = request.getfixturevalue(kind)
+    engine = helpers.engine_of(plan)
+    snapshot = engine.begin()
+    for _ in range(3):
+        before = pack(packed(snapshot))
+        stored = {k: v.clone() for k, v in snapshot.state["global"].params.items()}
+        one, first = engine.step(snapshot)
+        two, second = engine.step(snapshot)
+        assert helpers.identical(_timeless(one), _timeless(two))
+        assert (first.reports, first.notes) == (second.reports, second.notes)
+        assert helpers.identical(pack(packed(snapshot)), before)
+        assert helpers.identical(snapshot.state["global"].params, stored)
+        snapshot = one
+
+
+def _timeless(snapshot: Any) -> Any:
+    return pack(packed(snapshot) | {"seconds": 0.0})
+
+
+def test_two_jobs_of_a_client_have_randomness_of_their_own(punctual: Any) -> None:
+    big = max(range(5), key=punctual.federation.examples)  # more than a batch, so that the order matters
+
+    class Twice(Diary):
+        def round(self, state: State, now: Round) -> Generator[list[Job], Results, State]:
+            model = state["global"]
+            results = yield [Job(big, model), Job(big, model), Job(big, model, tag="b")]
+            again = yield [Job(big, model)]
+            return {"global": model, "ends": [r.model.params for r in [*results, *again]]}
+
+    engine = helpers.engine_of(punctual, Twice())
+    ends = engine.step(engine.begin())[0].state["ends"]
+    assert len(ends) == 4
+    assert not any(helpers.close(a, b) for i, a in enumerate(ends) for b in ends[:i])
+
+
+# -- who pays --------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_client_gets_for_two_jobs_is_sent_once(punctual: Any) -> None:
+    extra = torch.zeros(7, dtype=torch.float64)
+
+    def jobs(model: Model, now: Round) -> list[Job]:
+        # Contexts of their own, with the same tensors inside.
+        return [Job(0, model, tag=tag, ctx={"extra": extra, "received": model.params}) for tag in "ab"]
+
+    engine = helpers.engine_of(punctual, Script(jobs))
+    costs = engine.step(engine.begin())[0].costs
+    assert costs.bytes_down == model_bytes(punctual) + 56
+    assert costs.bytes_up == 2 * model_bytes(punctual)
+
+
+def test_what_stays_at_its_owner_and_what_the_server_does_is_free(punctual: Any) -> None:
+    def jobs(model: Model, now: Round) -> list[Job]:
+        return [Job(0, model, communicates=False), Job(SERVER, model, probes={"loss": probes.mean_loss})]
+
+    engine = helpers.engine_of(punctual, Script(jobs))
+    costs = engine.step(engine.begin())[0].costs
+    assert (costs.bytes_up, costs.bytes_down, costs.bytes_peer) == (0, 0, 0)
+    assert costs.macs > costs.server_macs > 0
+
+
+def test_a_measurement_sends_the_model_down_and_its_statistics_up(punctual: Any) -> None:
+    def jobs(model: Model, now: Round) -> list[Job]:
+        return [Job(0, model, steps=0, probes={"loss": probes.mean_loss, "logits": probes.logits})]
+
+    engine = helpers.engine_of(punctual, Script(jobs))
+    costs, federation = engine.step(engine.begin())[0].costs, punctual.federation
+    assert costs.bytes_down == model_bytes(punctual)
+    assert costs.bytes_up == 8 * (1 + 3 * federation.examples(0))
+    assert costs.macs == federation.examples(0) * federation.forward_macs
+    assert costs.local_steps == 0
+
+
+def test_optimiser_state_is_paid_both_ways(punctual: Any) -> None:
+    state = {"momentum": {"w": torch.zeros(5, dtype=torch.float64)}}
+
+    def jobs(model: Model, now: Round) -> list[Job]:
+        job = Job(0, model, optimizer_state=state, keep_optimizer=True)
+        return [job]
+
+    engine = helpers.engine_of(punctual, Script(jobs))
+    costs = engine.step(engine.begin())[0].costs
+    assert costs.bytes_down - model_bytes(punctual) == 40
+    assert costs.bytes_up - model_bytes(punctual) == 40
+
+
+@pytest.mark.parametrize("reader", [0, SERVER])
+def test_raw_data_do_not_move_unless_the_method_says_so(punctual: Any, reader: int) -> None:
+    def jobs(model: Model, now: Round) -> list[Job]:
+        return [Job(reader, model, view=View(owners=(reader, 1)))]
+
+    engine = helpers.engine_of(punctual, Script(jobs))
+    with pytest.raises(HybridflError, match="reads others' data without moves_raw_data"):
+        engine.step(engine.begin())
+
+
+@pytest.mark.parametrize(
+    ("reader", "owner", "channel"), [(0, 1, "bytes_peer"), (0, SERVER, "bytes_down"), (SERVER, 1, "bytes_up")]
+)
+def test_raw_data_are_booked_once_for_the_whole_run(punctual: Any, reader: int, owner: int, channel: str) -> None:
+    def jobs(model: Model, now: Round) -> list[Job]:
+        return [Job(reader, model, view=View(owners=(reader, owner)), communicates=False) for _ in range(2)]
+
+    engine = helpers.engine_of(punctual, Script(jobs, moves_raw_data=True))
+    seen, federation = helpers.snapshots(engine), punctual.federation
+    for snapshot in seen[1:]:
+        size = federation.examples(owner) * (16 * 4 + 8)  # 16 pixels of float32 and a label of int64
+        expected = dict.fromkeys(("bytes_up", "bytes_down", "bytes_peer"), 0) | {channel: size}
+        assert {name: getattr(snapshot.costs, name) for name in expected} == expected
+        assert snapshot.moved == ((owner, reader),)
+
+
+def test_work_without_examples_is_refused(punctual: Any) -> None:
+    def jobs(model: Model, now: Round) -> list[Job]:
+        return [Job(0, model, view=View(split="val"))]
+
+    engine = helpers.engine_of(punctual, Script(jobs))
+    with pytest.raises(HybridflError, match="client 0 has no examples in its 'val' part"):
+        engine.step(engine.begin())
+
+
+# -- before round 0 --------------------------------------------------------------------------------------------------
+
+
+def test_start_server_trains_once_and_is_booked() -> None:
+    plan = helpers.plan("baseline=fedavg", "start=server", "start_steps=4")
+    federation = plan.federation
+    engine = plan.engine()
+    begun, again = engine.begin(), engine.begin()
+    assert helpers.identical(begun.state, again.state)
+    work = federation.work.__class__(lr=0.1, batch_size=8, steps=4)
+    rows, reference = federation.split.server_train, helpers.Central(federation, federation.start, lr=0.1)
+    index = [rows[p] for p in helpers.batches(12, work, helpers.stream(0, "local", -1, SERVER, "start", 0), 4)]
+    assert helpers.close(begun.state["global"].params, reference.train(index))
+    assert begun.costs.server_macs == begun.costs.macs == 3 * 4 * 8 * federation.forward_macs
+    assert begun.costs.local_steps == begun.costs.bytes_down == 0
+
+
+def test_a_start_that_diverges_is_said() -> None:
+    plan = helpers.plan("baseline=fedavg", "start=server", "client_optimizer.lr=1e300")
+    with pytest.raises(HybridflError, match="start=server diverged"):
+        plan.engine().begin()
+
+
+# -- methods that do not fit -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["baseline=fedavg", "clients.delay=1"], "clients.delay"),
+        (["baseline=server_only", "server_data=none"], "server_data"),
+    ],
+)
+def test_a_method_that_does_not_fit_is_refused_before_any_work(overrides: list[str], key: str) -> None:
+    with pytest.raises(Unsuitable) as caught:
+        helpers.plan(*overrides)
+    assert caught.value.key == key
+    assert overrides[0] in caught.value.problem

@@ -1,0 +1,93 @@
+"""Arithmetic on flat name → tensor dicts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hybridfl import params as P
+
+
+def vector(*values: float) -> dict[str, torch.Tensor]:
+    return {"a.weight": torch.tensor(values[:-1], dtype=torch.float64), "a.bias": torch.tensor(values[-1:]).double()}
+
+
+def test_add_and_subtract() -> None:
+    total = P.add(vector(1, 2, 3), vector(10, 20, 30), scale=-0.5)
+    assert [t.tolist() for t in total.values()] == [[-4, -8], [-12]]
+    assert [t.tolist() for t in P.subtract(vector(1, 2, 3), vector(10, 20, 30)).values()] == [[-9, -18], [-27]]
+
+
+def test_mean_normalises_its_weights() -> None:
+    items = [vector(0, 0, 0), vector(4, 8, 12)]
+    assert [t.tolist() for t in P.mean(items).values()] == [[2, 4], [6]]
+    assert [t.tolist() for t in P.mean(items, [30, 10]).values()] == [[1, 2], [3]]
+
+
+def test_mean_of_one_is_a_copy_of_it() -> None:
+    item = vector(0.1, 0.2, 0.3)
+    merged = P.mean([item], [7.0])
+    assert all(torch.equal(merged[name], item[name]) for name in item)
+    merged["a.weight"].zero_()
+    assert item["a.weight"].tolist() == [0.1, 0.2]
+
+
+def test_counters_take_the_largest_value() -> None:
+    merged = P.mean([{"seen": torch.tensor(3)}, {"seen": torch.tensor(8)}], [0.9, 0.1])
+    assert (merged["seen"].item(), merged["seen"].dtype) == (8, torch.int64)
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0], [float("nan"), 1.0]])
+def test_mean_refuses_weights_without_a_sum(weights: list[float]) -> None:
+    with pytest.raises(ValueError, match="weights sum to"):
+        P.mean([vector(1, 2, 3)] * 2, weights)
+
+
+def test_mean_refuses_nothing_and_uneven_weights() -> None:
+    with pytest.raises(ValueError, match="mean of no models"):
+        P.mean([])
+    with pytest.raises(ValueError, match="argument"):
+        P.mean([vector(1, 2, 3)], [1.0, 1.0])
+
+
+def test_norm_is_over_all_tensors() -> None:
+    assert P.norm(vector(2, 3, 6)).item() == 7
+
+
+@pytest.mark.parametrize(("value", "finite"), [(1.0, True), (float("nan"), False), (float("-inf"), False)])
+def test_is_finite(value: float, finite: bool) -> None:
+    assert P.is_finite(vector(0, 0, value) | {"count": torch.tensor(2**62)}) is finite
+
+
+def test_bytes_count_a_tensor_once_however_often_it_is_named() -> None:
+    a, b = torch.zeros(3, dtype=torch.float64), torch.zeros(5, dtype=torch.float32)
+    assert P.nbytes([a, b, a, a.detach(), a.view(3)]) == 24 + 20
+    assert P.nbytes([a[:1], a[1:2]]) == 16
+    assert P.nbytes([a, a.clone()]) == 48
+
+
+def test_clone_and_detach() -> None:
+    leaf = {"a": torch.ones(2, requires_grad=True)}
+    copied, shared = P.clone(leaf), P.detach(leaf)
+    assert not copied["a"].requires_grad
+    assert not shared["a"].requires_grad
+    assert copied["a"].data_ptr() != leaf["a"].data_ptr() == shared["a"].data_ptr()
+
+
+def test_a_layout_finds_every_tensor_in_the_flat_vector() -> None:
+    params = {
+        "body.0.weight": torch.arange(6.0).reshape(2, 3),
+        "body.0.bias": torch.tensor([6.0, 7.0]),
+        "scale": torch.tensor(8.0),
+        "head.weight": torch.tensor([[9.0]]),
+    }
+    layout = P.Layout.of(params)
+    flat = P.flatten(params)
+    assert flat.tolist() == list(range(10))
+    assert layout.spans == ((0, 6), (6, 8), (8, 9), (9, 10))
+    assert [block for _, _, block in layout.blocks()] == [0, 0, 1, 2]
+    back = layout.unflatten(flat)
+    assert list(back) == list(params)
+    assert all(torch.equal(back[name], params[name]) for name in params)
+    back["scale"].fill_(-1)
+    assert flat[8].item() == -1  # views, no copy
