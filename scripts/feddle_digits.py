@@ -13,11 +13,11 @@ import argparse
 import csv
 import io
 import json
-import statistics
 from contextlib import redirect_stdout
 from pathlib import Path
 
 from hybridfl.cli import main
+from hybridfl.frame import frame
 
 REGIMES = {
     "dirichlet 0.1": ["partitioning.alpha=0.1"],
@@ -51,21 +51,17 @@ def show(sweep: Path) -> None:
     main(["compare", str(sweep), "--reference", "fedbuff", "--target", TARGET])
 
 
-def coefficients(sweep: Path) -> tuple[list[float], list[float]]:
-    """Mean coefficient of noisy and of clean clients' anchors, one figure a run."""
-    noisy, clean = [], []
-    for row in csv.DictReader((sweep / "runs.csv").open()):
-        if row["method"] != "feddle":
-            continue
-        run = sweep.parent.parent / "runs" / row["run"]
-        bad = set(json.loads((run / "split.json").read_text())["noisy_clients"])
-        found: dict[bool, list[float]] = {True: [], False: []}
-        for report in csv.DictReader((run / "method.csv").open()):
-            if report["name"] == "coefficient":
-                found[int(report["participant"]) in bad].append(float(report["value"]))
-        noisy.append(statistics.mean(found[True]))
-        clean.append(statistics.mean(found[False]))
-    return noisy, clean
+def coefficients(sweep: Path) -> tuple[float, float]:
+    """Mean coefficient of noisy and of clean clients' anchors over all rounds and runs."""
+    reports = frame(sweep, table="method")
+    found = reports[(reports.method == "feddle") & (reports.name == "coefficient")]
+    noisy = {
+        run: set(json.loads((sweep.parent.parent / "runs" / run / "split.json").read_text())["noisy_clients"])
+        for run in found.run.unique()
+    }
+    bad = [int(client) in noisy[run] for run, client in zip(found.run, found.participant, strict=True)]
+    means = found.value.groupby(bad).mean()
+    return float(means[True]), float(means[False])
 
 
 def report(regime: str, sweep: Path) -> None:
@@ -88,10 +84,7 @@ def report(regime: str, sweep: Path) -> None:
         print(reached)
     if "noisy" in regime:
         noisy, clean = coefficients(sweep)
-        ratio = statistics.mean(noisy) / statistics.mean(clean)
-        print(
-            f"mean coefficient: noisy {statistics.mean(noisy):.4f}, clean {statistics.mean(clean):.4f}, ratio {ratio:.2f}"
-        )
+        print(f"mean coefficient: noisy {noisy:.4f}, clean {clean:.4f}, ratio {noisy / clean:.2f}")
 
 
 def study() -> None:

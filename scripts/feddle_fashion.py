@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hybridfl.cli import main
 
+
 def study() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1)

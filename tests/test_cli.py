@@ -93,7 +93,7 @@ def test_list_of_a_preset_shows_the_line_below_the_package(tmp_path: Path) -> No
     (tmp_path / "my_conf" / "experiment").mkdir(parents=True)
     (tmp_path / "my_conf" / "experiment" / "mine.yaml").write_text("# @package _global_\n# What I study.\nrounds: 3\n")
     answer = call("list", "experiment", "--config-dir", "my_conf")
-    assert "  mine  What I study." in answer.out.splitlines()
+    assert ["mine", "What I study."] in [line.split(maxsplit=1) for line in answer.out.splitlines()]
 
 
 @pytest.mark.parametrize("line", [["--help"], ["list"], ["list", "dataset"], ["train", "--help"]])

@@ -109,7 +109,7 @@ def test_nested_options_without_a_value_are_noticed() -> None:
     feddle = node("merging", "feddle")
     target = locate(feddle["_target_"], "merging")
     del feddle["search"]["steps"]
-    with pytest.raises(AssertionError, match="feddle.search"):
+    with pytest.raises(AssertionError, match=r"feddle\.search"):
         expect_keys(feddle, target, set(), "feddle")
 
 

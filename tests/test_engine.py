@@ -43,6 +43,7 @@ class Diary(Facts):
         jobs = [Job(k, state["global"], grad=poisoned if k in bad else None) for k in now.clients]
         if self.server:
             jobs.insert(0, Job(SERVER, state["global"], grad=poisoned if SERVER in bad else None))
+        now.report("sent", len(jobs))
         results = yield jobs
         now.report("arrived", len(results))
         seen = [[r.participant, r.birth, float(next(iter(r.start.params.values())).reshape(-1)[0])] for r in results]
@@ -177,7 +178,7 @@ def test_if_everybody_drops_out_the_state_stays_and_time_goes_on(punctual: Any) 
     assert after.costs.local_steps > 0
     again, record = engine.step(after)
     assert len(again.state["rounds"]) == 1
-    assert record.reports == [("arrived", None, 3.0)]
+    assert record.reports == [("sent", None, 3.0), ("arrived", None, 3.0)]
 
 
 def test_a_late_result_that_was_dropped_is_missed_when_it_is_due(late: Any) -> None:

@@ -47,6 +47,7 @@ TINY = [
     "rounds=4",
     "dtype=float64",
     "device=cpu",
+    "merging.search.steps=8",
 ]
 PURE = ["merging.norm=none", "merging.search.prox=0", "merging.search.batch=1000"]
 """The bare search: full batches, no pull, anchors as they are."""
@@ -147,15 +148,15 @@ def coefficients(state: State) -> Tensor:
     return torch.stack([entry["coefficients"] for entry in state["atlas"]])
 
 
-def server_data(run: Run) -> tuple[Tensor, Tensor]:
+def server_data(played: Run) -> tuple[Tensor, Tensor]:
     """What the search sees."""
-    rows, bench = run.plan.federation.rows(SERVER, View()), run.plan.federation.bench
+    rows, bench = played.plan.federation.rows(SERVER, View()), played.plan.federation.bench
     return bench.x[rows], bench.y[rows]
 
 
-def forward(run: Run, flat: Tensor, x: Tensor) -> Tensor:
-    params = Layout.of(run.states[0]["global"].params).unflatten(flat)
-    return typing.cast(Tensor, torch.func.functional_call(run.plan.federation.net, params, (x,)))
+def forward(played: Run, flat: Tensor, x: Tensor) -> Tensor:
+    params = Layout.of(played.states[0]["global"].params).unflatten(flat)
+    return typing.cast(Tensor, torch.func.functional_call(played.plan.federation.net, params, (x,)))
 
 
 def searched_c(change: Callable[[Tensor], Tensor]) -> Alter:
@@ -182,6 +183,7 @@ def test_default_coefficients_are_fedbuff_and_with_equal_shares_fedavg(delay, st
     fedbuff = play(*case, "baseline=fedbuff", rounds=4)
     torch.testing.assert_close(ours.flat, fedbuff.flat, atol=1e-12, rtol=0)
     assert len(ours.states[-1]["atlas"]) > 3
+    assert ours.reported("server_loss") == ours.reported("server_loss_default")
     if not delay:
         fedavg = play(*case, "baseline=fedavg", rounds=4)
         torch.testing.assert_close(ours.flat, fedavg.flat, atol=1e-12, rtol=0)
@@ -197,9 +199,12 @@ def test_an_atlas_of_one_round_with_shares_as_coefficients_is_fedavg() -> None:
     assert (plain.flat - fedavg.flat).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["adam", "sgd", "es", "closed_form"])
-def test_unit_length_is_mean_length_in_another_unit(kind) -> None:
-    case = [f"merging.search.kind={kind}", "merging.search.steps=10"]
+@pytest.mark.parametrize(
+    ("kind", "constraint"),
+    [*((kind, "affine") for kind in ("adam", "sgd", "es", "closed_form")), ("adam", "box"), ("adam", "simplex")],
+)
+def test_unit_length_is_mean_length_in_another_unit(kind, constraint) -> None:
+    case = [f"merging.search.kind={kind}", f"merging.coef.constraint={constraint}", "merging.coef.c_max=0.4"]
     unit, mean = (play(*case, f"merging.norm={norm}", rounds=3) for norm in ("unit", "mean"))
     torch.testing.assert_close(unit.flat, mean.flat, atol=1e-6, rtol=0)
     assert (coefficients(unit.states[-1]) - coefficients(mean.states[-1])).abs().max() > 1e-2
@@ -212,8 +217,8 @@ def test_unit_length_is_mean_length_in_another_unit(kind) -> None:
 @pytest.mark.parametrize("kind", ["adam", "sgd", "es", "closed_form"])
 def test_affine_coefficients_keep_their_sum_through_a_search(kind, norm, granularity) -> None:
     case = [f"merging.search.kind={kind}", f"merging.norm={norm}", f"merging.coef.granularity={granularity}"]
-    run = play(*case, "merging.search.lr=0.1", "merging.search.steps=10", "dtype=float32", rounds=3)
-    state = run.states[-1]
+    played = play(*case, "merging.search.lr=0.1", "merging.search.steps=10", "dtype=float32", rounds=3)
+    state = played.states[-1]
     updates = [entry["update"] for entry in state["atlas"]]
     wanted = float(torch.stack([u.norm() for u in updates]).mean()) if norm == "unit" else 1.0
     c = coefficients(state)
@@ -228,24 +233,24 @@ def test_affine_coefficients_keep_their_sum_through_a_search(kind, norm, granula
 def test_bounds_hold_through_a_search_and_are_met(constraint, kind) -> None:
     case = [f"merging.coef.constraint={constraint}", f"merging.search.kind={kind}", "merging.coef.c_max=0.4"]
     lr = 10 if kind == "sgd" else 0.5
-    run = play(*case, *PURE, f"merging.search.lr={lr}", "merging.search.steps=15", rounds=3)
-    c = torch.cat([coefficients(state) for state in run.states[1:]])
+    played = play(*case, *PURE, f"merging.search.lr={lr}", "merging.search.steps=15", rounds=3)
+    c = torch.cat([coefficients(state) for state in played.states[1:]])
     if constraint == "box":
         assert c.abs().max() == 0.4
     else:
         assert c.min() == 0
     if constraint == "simplex":
-        assert coefficients(run.states[-1]).sum() == pytest.approx(1, abs=1e-9)
+        assert coefficients(played.states[-1]).sum() == pytest.approx(1, abs=1e-9)
 
 
-def normal_equations(run: Run, of_logits: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def normal_equations(played: Run, of_logits: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Coefficients of round 0's merge at its start, gradient and Hessian there, through a stack of the updates."""
-    x, y = server_data(run)
-    origin = P.flatten(run.states[0]["global"].params)
-    updates = torch.stack([entry["update"] for entry in run.states[1]["atlas"]])
+    x, y = server_data(played)
+    origin = P.flatten(played.states[0]["global"].params)
+    updates = torch.stack([entry["update"] for entry in played.states[1]["atlas"]])
 
     def loss(c: Tensor) -> Tensor:
-        return of_logits(forward(run, origin + c @ updates, x), y)
+        return of_logits(forward(played, origin + c @ updates, x), y)
 
     start = torch.full((len(updates),), 1 / len(updates), dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(loss(start), start)
@@ -279,23 +284,23 @@ def squared_error(logits: Tensor, y: Tensor) -> Tensor:
 def test_a_quadratic_is_solved(monkeypatch, search, constraint) -> None:
     monkeypatch.setattr(ServerLoss, "value", lambda self, logits, batch, ctx: squared_error(logits, batch.y))
     case = [*PURE, f"merging.coef.constraint={constraint}", "model.hidden=[]"]
-    run = play(*case, *search, rounds=1)
-    start, gradient, hessian = normal_equations(run, squared_error)
+    played = play(*case, *search, rounds=1)
+    start, gradient, hessian = normal_equations(played, squared_error)
     best = newton(start, gradient, hessian, constraint == "affine")
     assert (best - start).abs().max() > 0.1
-    torch.testing.assert_close(coefficients(run.states[1]).squeeze(1), best, atol=2e-3, rtol=0)
+    torch.testing.assert_close(coefficients(played.states[1]).squeeze(1), best, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("constraint", ["free", "affine"])
 @pytest.mark.parametrize("prox", [0, 0.5])
 def test_the_closed_form_is_a_newton_step_for_a_linear_net(prox, constraint) -> None:
     case = [*PURE, f"merging.coef.constraint={constraint}", f"merging.search.prox={prox}", "model.hidden=[]"]
-    run = play(*case, "merging.search.kind=closed_form", rounds=1)
-    start, gradient, hessian = normal_equations(run, lambda logits, y: F.cross_entropy(logits, y))
+    played = play(*case, "merging.search.kind=closed_form", rounds=1)
+    start, gradient, hessian = normal_equations(played, lambda logits, y: F.cross_entropy(logits, y))
     hessian += 2 * prox * torch.eye(len(start), dtype=hessian.dtype)
     best = newton(start, gradient, hessian, constraint == "affine")
     assert (best - start).abs().max() > 1e-2
-    torch.testing.assert_close(coefficients(run.states[1]).squeeze(1), best, atol=1e-4, rtol=0)
+    torch.testing.assert_close(coefficients(played.states[1]).squeeze(1), best, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["adam", "sgd", "es", "closed_form"])
@@ -303,8 +308,10 @@ def test_the_closed_form_is_a_newton_step_for_a_linear_net(prox, constraint) -> 
 def test_the_search_lowers_the_loss_it_searches(objective, kind) -> None:
     case = [f"merging.objective={objective}", f"merging.search.kind={kind}", *PURE]
     case += [f"merging.search.lr={0.1 if kind == 'sgd' else 0.005}"]
-    run = play(*case, "merging.search.steps=10", rounds=3)
-    for (found,), (default,) in zip(run.reported("server_loss"), run.reported("server_loss_default"), strict=True):
+    played = play(*case, "merging.search.steps=10", rounds=3)
+    for (found,), (default,) in zip(
+        played.reported("server_loss"), played.reported("server_loss_default"), strict=True
+    ):
         assert found < default
 
 
@@ -330,8 +337,8 @@ def test_noise_in_the_atlas_gets_small_coefficients(constraint) -> None:
     # Many directions, so that random ones are nearly at right angles with what the server's examples ask for.
     case += ["dataset.train=2000", "dataset.shape=[1,8,8]", "dataset.classes=10", "server_data.examples=300"]
     good = planned(*case).engine().schedule.born(0)[0].client
-    run = play(*case, "merging.search.steps=200", rounds=1, alter=spoil)
-    by_client = {client: abs(value) for name, client, value in run.records[0].reports if name == "coefficient"}
+    played = play(*case, "merging.search.steps=200", rounds=1, alter=spoil)
+    by_client = {client: abs(value) for name, client, value in played.records[0].reports if name == "coefficient"}
     best = by_client.pop(good)
     assert len(by_client) == 2
     assert max(by_client.values()) < 0.15 * best
@@ -586,10 +593,8 @@ def check_reports(played: Run) -> None:
         coefficient = names.pop("coefficient")
         assert names == dict.fromkeys(["server_loss", "server_loss_default", "fallback", "atlas", "dropped"], 1)
         assert coefficient >= len(state["atlas"]) >= 3
-        told = {client: value for name, client, value in record.reports if name == "coefficient"}
-        for entry in state["atlas"]:
-            if entry is state["atlas"][-1] or entry["client"] not in [e["client"] for e in state["atlas"][-3:]]:
-                assert told[entry["client"]] == entry["coefficients"].mean().item()
+        told = Counter((client, value) for name, client, value in record.reports if name == "coefficient")
+        assert told >= Counter((e["client"], e["coefficients"].mean().item()) for e in state["atlas"])
     assert [len(state["atlas"]) for state in played.states[1:]] == [n for (n,) in played.reported("atlas")]
     assert P.is_finite(played.states[-1]["global"].params)
 

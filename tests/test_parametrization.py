@@ -83,7 +83,8 @@ def test_the_simplex_projection_is_the_best_of_all_supports(u, total) -> None:
             if inside and (best is None or (candidate - point).norm() < (best - point).norm()):
                 best = candidate
     assert best is not None
-    torch.testing.assert_close(projected(point.unsqueeze(1), "simplex", total).squeeze(1), best, atol=1e-9, rtol=0)
+    # Distances to two candidates this close to each other are equal up to rounding.
+    torch.testing.assert_close(projected(point.unsqueeze(1), "simplex", total).squeeze(1), best, atol=1e-6, rtol=0)
 
 
 def test_the_simplex_projection_agrees_with_a_general_solver() -> None:

@@ -111,7 +111,6 @@ def test_a_method_a_model_and_a_data_set_of_the_users_own(users: Path) -> None:
     # 37 numbers for each of 6 classes, two clients a round, four bytes each.
     assert metrics[0]["bytes_up"] == str(2 * 4 * 37 * 6)
     assert float([row["accuracy"] for row in metrics if row["scope"] == "global"][-1]) > 0.5
-    assert run.name == digest(users)
     (users / "mine.py").write_text(MODULE.replace("self.share * (mean", "0.9 * self.share * (mean"))
     assert digest(users) != run.name
 

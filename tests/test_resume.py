@@ -15,10 +15,12 @@ import pytest
 import yaml
 from cli_helpers import TINY, Answer, call, checkpoint_rounds, done, program, rows, said, start, status_of, tables
 
+from hybridfl import checkpoints, experiment
 from hybridfl.build import locate
 from hybridfl.config import choices
 from hybridfl.executors import sequential
 from hybridfl.local import Outcome, Task, Workbench, run_task
+from hybridfl.store import StoreError
 
 LONG = (*TINY, "rounds=40", "clients.delay=4", "merging.coef.init=warm", "checkpoint_seconds=0", "ui=none")
 """Feddle with late results, a state that grows, and a checkpoint after every round: about two seconds."""
@@ -116,10 +118,38 @@ def test_interrupted_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tables(run) == tables(once)
 
 
+def test_interrupted_before_there_are_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    once = done(*TINY, "output_dir=once")
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "Table", interrupted)
+        answer = call("train", *TINY)
+    assert answer.status == 130, answer.both
+    assert "interrupted after round 0 of 4" in answer.out
+    run = done(*TINY)
+    assert tables(run) == tables(once)
+
+
+def test_no_room_for_the_checkpoint_of_an_interrupted_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise StoreError("Cannot write checkpoint: No space left on device.")
+
+    once = done(*TINY, "output_dir=once")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save", full)
+        answer, run = interrupted(patch, 2, *TINY)
+    assert "No space left on device" in answer.both
+    assert "Traceback" not in answer.both
+    assert done(*TINY) == run
+    assert tables(run) == tables(once)
+
+
 def test_rows_after_the_checkpoint_are_compared_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
     once = done(*TINY, "output_dir=once")
     _, run = interrupted(monkeypatch, 3, *TINY)
-    ((checkpoint),) = (run / "checkpoints").iterdir()
+    (checkpoint,) = (run / "checkpoints").iterdir()
     checkpoint.unlink()  # as if it had been killed before it wrote one
     metrics = (run / "metrics.csv").read_bytes()
     assert rows(run / "metrics.csv")[-1]["round"] == "3"

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_helpers import TINY, call, done, rows, said, start, status_of, tables
+from cli_helpers import TINY, call, checkpoint_rounds, done, rows, said, start, status_of, tables
 
 from hybridfl import experiment
 from hybridfl.engine import Engine
@@ -83,7 +83,7 @@ def test_a_single_run_and_a_sweep_share_runs(begun: list[str]) -> None:
     single = done(*TINY, "baseline=fedavg")
     sweep = done("-m", *TINY, "baseline=fedavg,fedprox")
     assert begun == ["FedAvg", "FedProx"]
-    assert [job["run"] for job in rows(sweep / "runs.csv")][0] == single.name
+    assert rows(sweep / "runs.csv")[0]["run"] == single.name
     del begun[:]
     assert done(*TINY, "baseline=fedprox").name == rows(sweep / "runs.csv")[1]["run"]
     assert begun == []
@@ -200,6 +200,7 @@ def test_a_failing_run_alone_has_status_1_and_its_traceback(tmp_path: Path) -> N
     assert "ValueError: the second round is too much" in answer.err
     (run,) = Path("outputs/runs").iterdir()
     assert "Traceback" in (run / "log.txt").read_text()
+    assert checkpoint_rounds(run) == [1]
     assert "run: " not in answer.out
 
 

@@ -1,0 +1,38 @@
+"""Finished runs as one pandas table, for notebooks and plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hybridfl.runs import ABSENT, find_runs
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def frame(*paths: Path | str, keys: Sequence[str] = ("method", "seed"), table: str = "metrics") -> DataFrame:
+    """Rows of every finished run's ``metrics.csv``, with config values beside them.
+
+    Args:
+        paths: run folders, sweep folders or output folders; none is ``outputs``.
+        keys: config keys that become columns, such as ``"partitioning.alpha"``; a run without one has a missing value.
+        table: ``metrics``, ``method`` or ``clients``: which of the run's tables.
+
+    Returns:
+        Columns ``run``, the keys, then those of the table; one row a round and scope.
+
+    Raises:
+        ConfigError: a path holds no runs. HybridflError: none of them is finished.
+    """
+    import pandas as pd
+
+    found = []
+    for run in find_runs([Path(path) for path in paths] or [Path("outputs")]):
+        rows = pd.read_csv(run.folder / f"{table}.csv")
+        values = {key: None if run.value(key) is ABSENT else run.value(key) for key in keys}
+        for place, (name, value) in enumerate({"run": run.folder.name, **values}.items()):
+            rows.insert(place, name, value)
+        found.append(rows)
+    return pd.concat(found, ignore_index=True)
