@@ -36,11 +36,26 @@ REPORTS = ("round", "name", "participant", "value")
 CLIENTS = ("round", "client", "accuracy", "loss", "examples")
 
 
+class RunFailed(HybridflError):
+    """A run that failed: what to tell, and its folder."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        foreseen = isinstance(error, HybridflError)
+        where = "" if foreseen else f"; the traceback is in {path / 'log.txt'}"
+        super().__init__(_reason(error) + where)
+        self.path = path
+        self.exit_status = error.exit_status if isinstance(error, HybridflError) else 1
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, HybridflError) else f"{type(error).__name__}: {error}"
+
+
 def run(plan: Plan, progress: Progress) -> Path:
     """Do the run, continue it, or find it done; its folder.
 
     Raises:
-        HybridflError: the run failed; the reason is in its ``status.json`` and ``log.txt``.
+        RunFailed: the reason is in its ``status.json`` and ``log.txt`` too.
         KeyboardInterrupt: it was stopped; the last complete round is in a checkpoint.
     """
     settings = plan.settings
@@ -58,7 +73,7 @@ def run(plan: Plan, progress: Progress) -> Path:
             raise
         except Exception as error:
             attempt.failed(error)
-            raise
+            raise RunFailed(folder.path, error) from error
         finally:
             torch.set_num_threads(threads)
         return folder.path
@@ -96,6 +111,7 @@ class _Attempt:
             self.progress.round(after.round, accuracy, after.costs.bytes_up + after.costs.bytes_down)
             if time.monotonic() - last_save > plan.settings.checkpoint_seconds:
                 self._save()
+                self._status("running", after.round)
                 last_save = time.monotonic()
         self._save()
         self._report_differences()
@@ -117,7 +133,7 @@ class _Attempt:
     def failed(self, error: Exception) -> None:
         """Keep the last complete round and say why, in the run's own folder; a full disk must not hide the first error."""
         done = self.snapshot.round if self.snapshot else 0
-        reason = str(error) if isinstance(error, HybridflError) else f"{type(error).__name__}: {error}"
+        reason = _reason(error)
         detail = reason if isinstance(error, HybridflError) else traceback.format_exc()
         try:
             self._log(f"failed: {detail}")

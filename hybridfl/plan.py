@@ -133,7 +133,7 @@ class Plan:
         """What ``config.yaml`` of the run holds."""
         config = {k: v for k, v in self.composed.config.items() if k not in ("merging", "baseline")}
         facts = {"name": self.composed.method_name, "moves_raw_data": self.method.moves_raw_data}
-        method = facts | dict(self.composed.config[self.composed.method_key])
+        method = dict(self.composed.config[self.composed.method_key]) | facts
         return config | {"method": method, "overrides": self.composed.line, "digest": self.digest}
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from hybridfl.config import Composed, Composer
 from hybridfl.engine import Unsuitable
-from hybridfl.errors import ConfigError, DataError, HybridflError
-from hybridfl.experiment import run
+from hybridfl.errors import ConfigError, DataError
+from hybridfl.experiment import RunFailed, run
 from hybridfl.plan import DataCache, make_plan, settings_of
 from hybridfl.progress import Progress, make_progress
 from hybridfl.store import readable_errors, write_text_atomic
@@ -88,12 +88,12 @@ def _run(entry: Entry, cache: DataCache, progress: Progress) -> Entry:
         # The plan is made again rather than kept: a thousand federations would not fit into memory.
         path = run(make_plan(entry.composed, cache), progress)
     except Exception as error:
-        # At once, and in red where there is colour; the traceback is in the run's own log.
-        text = f"failed: {entry.composed.line}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        # At once, and in red where there is colour; the traceback of a mistake in the code is in the run's own log.
+        reason = str(error) or type(error).__name__
+        text = f"failed: {entry.composed.line}: {reason}"
         print(f"\x1b[31m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
-        if not isinstance(error, HybridflError):
-            print(f"  the traceback is in the log of run {entry.digest}", file=sys.stderr, flush=True)
-        return replace(entry, run=entry.digest, status="failed", error=str(error) or type(error).__name__)
+        name = error.path.name if isinstance(error, RunFailed) else entry.digest
+        return replace(entry, run=name, status="failed", error=reason)
     return replace(entry, run=path.name, status="done", error="")
 
 

@@ -172,12 +172,12 @@ def test_a_failing_job_shows_at_once_and_the_others_go_on(tmp_path: Path, begun:
     assert answer.status == 1
     jobs = rows(answer.folder / "runs.csv")
     assert [job["status"] for job in jobs] == ["done", "failed", "done"]
-    assert jobs[1]["error"] == "the second round is too much"
+    assert jobs[1]["error"].startswith("ValueError: the second round is too much; the traceback is in ")
     assert begun == ["FedAvg", "Broken", "FedProx"]
     # At once: before the next job says its first word.
     said_in_order = answer.both.splitlines()
     (failed,) = [number for number, text in enumerate(said_in_order) if text.startswith("failed: ")]
-    assert "baseline=broken: the second round is too much" in said_in_order[failed]
+    assert "baseline=broken: ValueError: the second round is too much" in said_in_order[failed]
     assert any("fedavg" in text and "done" in text for text in said_in_order[:failed])
     assert not any("fedprox seed" in text for text in said_in_order[:failed])
     assert "1 of the sweep's jobs failed" in answer.err
