@@ -24,6 +24,7 @@ from hybridfl.config import Composed, Composer
 from hybridfl.engine import Engine, Record
 from hybridfl.errors import ConfigError
 from hybridfl.local import Outcome, Task, Workbench, run_task
+from hybridfl.merging import atlas as A
 from hybridfl.merging.objectives import ServerLoss
 from hybridfl.methods.feddle import Atlas, Coef, Fallback, Feddle, Search
 from hybridfl.models.mlp import MLP
@@ -541,6 +542,19 @@ def test_the_head_objective_trains_the_servers_own_head_and_coefficients_only() 
             assert set(task.job.start.params) == {"c", "head.weight", "head.bias"}
 
 
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_the_heads_learning_rate_is_its_own_whatever_that_of_the_coefficients(kind) -> None:
+    case = ["merging.objective=head", f"merging.search.kind={kind}", "merging.search.steps=1"]
+
+    def moved(*more: str) -> Tensor:
+        before, after = (P.flatten(state["head"]) for state in play(*case, *more, rounds=1).states)
+        return after - before
+
+    base = moved("merging.search.head_lr=0.05")
+    longer = moved("merging.search.head_lr=0.1", "merging.search.lr=0.7", "merging.norm=unit")
+    torch.testing.assert_close(longer, 2 * base)
+
+
 def test_no_head_is_kept_where_none_is_asked_for() -> None:
     assert play().states[-1]["head"] == {}
 
@@ -734,7 +748,10 @@ def test_models_as_anchors_point_from_where_the_global_model_is_now() -> None:
 
 @pytest.mark.parametrize("anchor", ["delta", "model"])
 @pytest.mark.parametrize("objective", ["ce", "head"])
-def test_cosine_evicts_what_points_away_from_the_servers_downhill(anchor, objective) -> None:
+def test_cosine_evicts_what_points_away_from_the_servers_downhill(anchor, objective, monkeypatch) -> None:
+    used: list[Tensor] = []
+    evict = A.evict
+    monkeypatch.setattr(A, "evict", lambda *arguments: (used.append(arguments[4]), evict(*arguments))[1])
     case = ["merging.atlas.size=4", f"merging.anchor={anchor}", f"merging.objective={objective}"]
     case += ["merging.atlas.evict=cosine", "merging.atlas.per_client=all"]
     played = play(*case, rounds=2)
@@ -744,6 +761,7 @@ def test_cosine_evicts_what_points_away_from_the_servers_downhill(anchor, object
     loss = F.cross_entropy(torch.func.functional_call(played.plan.federation.net, params, (x,)), y)
     gradient = dict(zip(params, torch.autograd.grad(loss, list(params.values())), strict=True))
     downhill = -P.flatten({n: g * (n not in first["head"]) for n, g in gradient.items()})
+    torch.testing.assert_close(used[-1], downhill)
     origin = P.flatten(first["global"].params) * (anchor == "model")
     cosines = [float(F.cosine_similarity(e["update"] - origin, downhill, dim=0)) for e in first["atlas"]]
     best = first["atlas"][max(range(3), key=cosines.__getitem__)]
