@@ -21,6 +21,7 @@ from hybridfl.errors import ConfigError, nearest
 
 EMPTY = inspect.Parameter.empty
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+_CONTAINERS = (Literal, tuple, list, dict, Sequence, Mapping)
 _UNRESOLVED = (NameError, TypeError, AttributeError, SyntaxError)
 
 
@@ -63,8 +64,9 @@ def locate(dotted: str, key: str) -> Callable[..., Any]:
         raise ConfigError(key, f"'{dotted}' is not a dotted path such as hybridfl.methods.fedavg.FedAvg.")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(key, f"cannot import '{dotted}': {error}.") from error
+    except Exception as error:  # a module of the user's may fail in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(key, f"cannot import '{dotted}': {reason}.") from error
     try:
         found = getattr(module, name)
     except AttributeError:
@@ -139,15 +141,16 @@ def call(target: Callable[..., Any], options: Mapping[str, Any], key: str, conte
         return target(**arguments)
     except ConfigError as error:
         raise error.under(key) from error
+    except ValueError as error:
+        raise ConfigError(key, f"{getattr(target, '__name__', target)} refuses its options: {error}.") from error
 
 
 def convert(value: Any, annotation: Any, key: str, context: Mapping[str, Any] | None = None) -> Any:
     """``value`` as the annotation wants it, or a :class:`ConfigError` that says why not."""
     context = context or {}
-    if isinstance(value, Mapping) and "_target_" in value:
-        return build(value, key, context)
+    is_node = isinstance(value, Mapping) and "_target_" in value
     if annotation in (EMPTY, Any, object):
-        return value
+        return build(value, key, context) if is_node else value
     origin, args = get_origin(annotation) or annotation, get_args(annotation)
     if origin is Annotated:
         converted = convert(value, args[0], key, context)
@@ -163,6 +166,10 @@ def convert(value: Any, annotation: Any, key: str, context: Mapping[str, Any] | 
         raise ConfigError(key, f"got {_shown(value)}. {nearest(value, map(str, args))}")
     if origin in (Union, types.UnionType):
         return _convert_union(value, args, key, context)
+    if is_node and (annotation in _TYPE_NAMES or origin in _CONTAINERS):
+        raise ConfigError(f"{key}._target_", f"got {value['_target_']!r}: {key} takes a plain value, not an object.")
+    if is_node:
+        return of_kind(build(value, key, context), annotation, key)
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         if isinstance(value, Mapping):
             return call(annotation, value, key, context)
@@ -188,6 +195,23 @@ def convert(value: Any, annotation: Any, key: str, context: Mapping[str, Any] | 
         example = f"{key}={{_target_: …}}"
         raise ConfigError(key, f"got {_shown(value)}: expected a config group with a _target_, as in {example}.")
     return value
+
+
+def of_kind(built: Any, annotation: Any, key: str) -> Any:
+    """What was built, if it is what the annotation asks for: an instance of the class, or all members of the protocol."""
+    if getattr(annotation, "_is_protocol", False):
+        functions = {
+            name for name, member in vars(annotation).items() if callable(member) or isinstance(member, property)
+        }
+        members = {*functions, *vars(annotation).get("__annotations__", {})}
+        missing = sorted(name for name in members if not name.startswith("_") and not hasattr(built, name))
+        if missing:
+            problem = f"{type(built).__name__} is no {annotation.__name__}: it lacks {', '.join(missing)}."
+            raise ConfigError(f"{key}._target_", problem)
+    elif isinstance(annotation, type) and not isinstance(built, annotation):
+        problem = f"gives a {type(built).__name__}, expected a {annotation.__name__}."
+        raise ConfigError(f"{key}._target_", problem)
+    return built
 
 
 def _convert_union(value: Any, members: Sequence[Any], key: str, context: Mapping[str, Any]) -> Any:

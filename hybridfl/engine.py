@@ -42,7 +42,7 @@ class Snapshot:
         round: rounds completed.
         state: the method's.
         in_flight: results that arrive later.
-        moved: pairs ``[owner, participant]`` whose raw examples have been sent already.
+        moved: ``(owner, participant, split)`` of raw examples that have been sent already.
         bad_rounds: consecutive rounds with a non-finite result, up to now.
         seconds: time spent, over all attempts to continue.
     """
@@ -51,7 +51,7 @@ class Snapshot:
     state: State
     in_flight: tuple[InFlight, ...] = ()
     costs: Costs = field(default_factory=Costs)
-    moved: tuple[tuple[int, int], ...] = ()
+    moved: tuple[tuple[int, int, str], ...] = ()
     bad_rounds: int = 0
     seconds: float = 0.0
 
@@ -289,9 +289,10 @@ class _Turn:
         if foreign and not self.engine.method.moves_raw_data:
             raise HybridflError(f"{type(self.engine.method).__name__} reads others' data without moves_raw_data.")
         for owner in foreign:
-            if (owner, job.participant) in self.moved:
+            parcel = (owner, job.participant, job.view.split)
+            if parcel in self.moved:
                 continue
-            self.moved.add((owner, job.participant))
+            self.moved.add(parcel)
             size = self.federation.example_bytes * self.federation.examples(owner, job.view.split)
             self.costs = self.costs.plus(**{_channel(owner, job.participant): size})
 

@@ -229,7 +229,7 @@ def packed(snapshot: Snapshot) -> dict[str, Any]:
     return _fields(snapshot) | {
         "in_flight": flights,
         "costs": asdict(snapshot.costs),
-        "moved": [list(pair) for pair in snapshot.moved],
+        "moved": [list(parcel) for parcel in snapshot.moved],
     }
 
 
@@ -239,7 +239,7 @@ def unpacked(state: dict[str, Any]) -> Snapshot:
         InFlight(**flight | {"result": flight["result"] and Result(**flight["result"])})
         for flight in state["in_flight"]
     ]
-    moved = tuple((owner, receiver) for owner, receiver in state["moved"])
+    moved = tuple((owner, receiver, split) for owner, receiver, split in state["moved"])
     return Snapshot(**state | {"in_flight": tuple(flights), "costs": Costs(**state["costs"]), "moved": moved})
 
 

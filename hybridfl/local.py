@@ -51,6 +51,10 @@ class LocalWork:
     clip_norm: PositiveFloat | None = None
     lr_factors: Mapping[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if type(self) is LocalWork:
+            raise ConfigError("_target_", "is required: an optimiser such as hybridfl.local.SGD.")
+
     def count(self, examples: int) -> int:
         """Steps of a participant that holds this many examples."""
         if self.steps is not None:
@@ -70,6 +74,7 @@ class SGD(LocalWork):
     nesterov: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.nesterov and self.momentum == 0:
             raise ConfigError("nesterov", "got true with momentum 0: give a momentum, such as momentum=0.9.")
 

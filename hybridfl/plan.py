@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from hybridfl.availability import Clients
-from hybridfl.build import NonNegativeFloat, NonNegativeInt, PositiveInt, build, call, locate
+from hybridfl.build import NonNegativeFloat, NonNegativeInt, PositiveInt, build, call, locate, of_kind
 from hybridfl.config import Composed
 from hybridfl.data.dataset import Dataset, Reader
 from hybridfl.data.partitioning import Partitioning
@@ -148,7 +148,11 @@ def settings_of(composed: Composed) -> tuple[Settings, Method]:
     config.pop("experiment", None)
     if not isinstance(config.pop("model", None), Mapping):
         raise ConfigError("model", "expected a config group with a _target_.")
-    methods = {name: build(node, name) for name, node in nodes.items() if node or name == composed.method_key}
+    methods = {
+        name: of_kind(build(node, name), Method, name)
+        for name, node in nodes.items()
+        if node or name == composed.method_key
+    }
     settings: Settings = call(Settings, config, "", {})
     return settings, methods[composed.method_key]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import pytest
@@ -259,3 +260,50 @@ def test_containers_that_do_not_fit(value: Any, annotation: Any, key: str) -> No
 def test_an_object_needs_a_target(value: Any) -> None:
     with pytest.raises(ConfigError, match=r"^key: got .*expected a config group with a _target_"):
         convert(value, Anything, "key")
+
+
+class Speaks(Protocol):
+    volume: int
+
+    def speak(self) -> str: ...
+
+
+class Dog:
+    volume = 3
+
+    def speak(self) -> str:
+        return "wow"
+
+
+class Mute:
+    volume = 0
+
+
+def fails(size: int = 1) -> None:
+    raise ValueError("size is odd")
+
+
+@pytest.mark.parametrize("annotation", [int, str, Literal["mean", "sum"], Annotated[float, Range(low=0)], list[int]])
+def test_an_object_is_refused_where_a_plain_value_belongs(annotation: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^norm\._target_: .*plain value"):
+        convert(node(Dog), annotation, "norm")
+
+
+def test_what_is_built_must_be_of_the_kind_asked_for() -> None:
+    assert convert(node(Dog), Speaks, "pet").speak() == "wow"
+    with pytest.raises(ConfigError, match=r"^pet\._target_: Mute is no Speaks: it lacks speak\.$"):
+        convert(node(Mute), Speaks, "pet")
+    with pytest.raises(ConfigError, match=r"^part\._target_: gives a Dog, expected a LocalWork\.$"):
+        convert(node(Dog), LocalWork, "part")
+
+
+def test_a_value_error_of_the_target_comes_under_its_key() -> None:
+    with pytest.raises(ConfigError, match=r"^thing: fails refuses its options: size is odd\.$"):
+        build(node(fails), "thing")
+
+
+def test_a_module_that_fails_to_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torn_module.py").write_text("def (:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"^model\._target_: cannot import 'torn_module\.Net': SyntaxError"):
+        locate("torn_module.Net", "model._target_")

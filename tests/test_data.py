@@ -349,6 +349,7 @@ def test_digits_import_neither_scikit_learn_nor_torch() -> None:
         (b"no gzip", "cannot be read"),
         (gzip.compress(b"1,2,3\n" * 99)[:-9], "cannot be read"),
     ],
+    ids=["short lines", "value too large", "label too large", "no numbers", "no gzip", "truncated"],
 )
 def test_a_damaged_digits_file_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
     file = tmp_path / "digits.csv.gz"

@@ -336,7 +336,7 @@ def test_raw_data_are_booked_once_for_the_whole_run(punctual: Any, reader: int, 
         size = federation.examples(owner) * (16 * 4 + 8)  # 16 pixels of float32 and a label of int64
         expected = dict.fromkeys(("bytes_up", "bytes_down", "bytes_peer"), 0) | {channel: size}
         assert {name: getattr(snapshot.costs, name) for name in expected} == expected
-        assert snapshot.moved == ((owner, reader),)
+        assert snapshot.moved == ((owner, reader, "train"),)
 
 
 def test_work_without_examples_is_refused(punctual: Any) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from hybridfl import params as P
 from hybridfl import probes
 from hybridfl.checkpoints import pack, unpack
+from hybridfl.errors import ConfigError
 from hybridfl.local import (
     SGD,
     Adam,
@@ -173,8 +174,8 @@ def test_factors_scale_the_rate_of_matching_entries() -> None:
 
 
 def test_local_work_itself_is_no_optimiser() -> None:
-    with pytest.raises(NotImplementedError, match="choose an optimiser"):
-        LocalWork().update({}, {}, {}, {})
+    with pytest.raises(ConfigError, match="_target_: is required"):
+        LocalWork()
 
 
 # -- batches ---------------------------------------------------------------------------------------------------------
