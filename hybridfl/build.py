@@ -21,7 +21,7 @@ from hybridfl.errors import ConfigError, nearest
 
 EMPTY = inspect.Parameter.empty
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
-_CONTAINERS = (Literal, tuple, list, dict, Sequence, Mapping)
+_CONTAINERS = (tuple, list, dict, Sequence, Mapping)
 _UNRESOLVED = (NameError, TypeError, AttributeError, SyntaxError)
 
 
