@@ -80,10 +80,15 @@ def done(*arguments: str) -> Path:
 
 
 def program(cwd: Path, *arguments: str) -> subprocess.Popen[str]:
-    """``hybridfl ARGUMENTS`` as typed in a shell, with the package that is tested here, installed or not."""
-    paths = [str(Path(hybridfl.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    """``hybridfl ARGUMENTS`` as typed in a shell.
+
+    The package is the one that is tested here, installed or not; or the one installed for ``HYBRIDFL_PYTHON``.
+    """
+    installed = os.environ.get("HYBRIDFL_PYTHON")
+    paths = [] if installed else [str(Path(hybridfl.__file__).parent.parent)]
+    paths += filter(None, [os.environ.get("PYTHONPATH")])
     return subprocess.Popen(
-        [sys.executable, "-m", "hybridfl", *arguments],
+        [installed or sys.executable, "-m", "hybridfl", *arguments],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         stdout=subprocess.PIPE,
