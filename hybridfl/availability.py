@@ -7,13 +7,12 @@ slot k of round t was born in round max(0, t - s), s = floor(abs(N(0, delay))), 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from hybridfl.build import Fraction, PositiveInt, Range
+from hybridfl.build import Fraction, NonNegativeFloat, PositiveInt, Range
 from hybridfl.errors import ConfigError
 from hybridfl.rng import stream
 
@@ -32,7 +31,7 @@ class Clients:
 
     number: PositiveInt = 50
     per_round: PositiveInt | Annotated[float, Range(above=0, high=1)] = 5
-    delay: Annotated[float, Range(low=0, below=math.inf)] = 0.0
+    delay: NonNegativeFloat = 0.0
     noisy_labels: Fraction = 0.0
     validation: Annotated[float, Range(low=0, below=1)] = 0.0
 

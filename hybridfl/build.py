@@ -27,14 +27,17 @@ _UNRESOLVED = (NameError, TypeError, AttributeError, SyntaxError)
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Bounds of a number, both included unless ``above``/``below`` say otherwise."""
+    """Bounds of a number, both included unless ``above``/``below`` say otherwise; infinite only if so said."""
 
     low: float | None = None
     high: float | None = None
     above: float | None = None
     below: float | None = None
+    infinite: bool = False
 
     def problem(self, value: float) -> str | None:
+        if math.isinf(value) and not self.infinite:
+            return "must be finite"
         if self.low is not None and value < self.low:
             return f"must be at least {self.low:g}; nearest valid value: {self.low:g}"
         if self.above is not None and value <= self.above:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hybridfl.errors import ConfigError, nearest
 
+PATHS = ("data_root", "output_dir", "start")
 GROUPS = (
     "dataset",
     "partitioning",
@@ -24,6 +25,24 @@ GROUPS = (
     "executor",
     "experiment",
 )
+
+NOT_IDENTITY = frozenset(
+    {
+        "baseline",  # the chosen node is in the identity as `method`, whichever group it came from
+        "merging",
+        "experiment",
+        "executor",
+        "device",
+        "output_dir",
+        "data_root",
+        "ui",
+        "rerun",
+        "fail_fast",
+        "checkpoint_seconds",
+        "max_bad_rounds",
+    }
+)
+"""Keys that do not decide a run's numbers (``max_bad_rounds`` only decides whether there are any)."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +170,9 @@ class Composer:
     def _raw(self, overrides: Sequence[str]) -> Any:
         from hydra import compose
 
-        return compose("config", overrides=[*overrides, *self._search_path()], return_hydra_config=True)
+        return compose(
+            "config", overrides=[*map(_without_tilde, overrides), *self._search_path()], return_hydra_config=True
+        )
 
     def _search_path(self) -> list[str]:
         if self.extra is None:
@@ -257,6 +278,14 @@ def nearest_key(key: str, keys: Sequence[str]) -> str:
     top = [*GROUPS, *(k.partition(".")[0] for k in keys)]
     same = next((k for k in keys if k.rpartition(".")[2] == last), None)
     return nearest(same or key, [*top, *keys], top)
+
+
+def _without_tilde(override: str) -> str:
+    """A path that begins with the user's home, which the grammar of overrides cannot read unless it is quoted."""
+    key, _, value = override.partition("=")
+    if key in PATHS and value.startswith("~"):
+        return f"{key}='{Path(value).expanduser()}'"
+    return override
 
 
 def _choices_only(overrides: Sequence[str]) -> list[str]:

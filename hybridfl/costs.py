@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from hybridfl.params import nbytes
-from hybridfl.types import SERVER, Job, Model, Result
-
-TRAINING_PASSES = 3
-"""A step costs one forward and about two forward passes backward (Kaplan et al. 2020, arXiv 2001.08361)."""
+from hybridfl.params import nbytes, tensors
+from hybridfl.types import SERVER, Job, Result
 
 
 @dataclass(frozen=True)
@@ -24,7 +19,8 @@ class Costs:
     Attributes:
         bytes_up, bytes_down: from clients to the server, and back; raw examples that move count too.
         bytes_peer: between clients.
-        macs: multiply–accumulates of all local work and measurements, evaluation excluded.
+        macs: multiply–accumulates of all local work and measurements: passes of the net, and maps such as the atlas's
+            from coefficients to weights. Evaluation, optimisers and averages are left out.
         server_macs: the server's part of them.
         local_steps: optimiser steps of the clients.
     """
@@ -47,24 +43,25 @@ class Costs:
 
 
 def sent(*jobs: Job) -> int:
-    """Bytes that a client needs to start its jobs: models, frozen tensors, contexts, optimiser states."""
-    return nbytes(_tensors([[job.start, job.frozen, job.ctx, job.optimizer_state] for job in jobs]))
+    """Bytes that a participant must be sent to start its jobs: what it does not hold, each tensor once."""
+    return nbytes(tensors([_needed(job) for job in jobs]))
+
+
+def _needed(job: Job) -> list[Any]:
+    start = [] if job.source is None else [job.start]
+    named = {**job.frozen, **job.ctx, "optimizer_state": job.optimizer_state}
+    return [*start, *(value for name, value in named.items() if name not in job.held)]
 
 
 def returned(job: Job, result: Result) -> int:
     """Bytes that come back: the trained model unless the job was a measurement, statistics, optimiser state."""
+    if job.returns == "nothing":
+        return 0
+    if job.returns == "probes":
+        return nbytes(tensors([result.probes]))
     model = [] if job.is_measurement else [result.model]
-    return nbytes(_tensors([*model, result.probes, result.optimizer_state]))
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, Model | list | tuple):
-            yield from _tensors(value)
-        elif isinstance(value, Mapping):
-            yield from _tensors(value.values())
+    state = None if "optimizer_state" in job.held else result.optimizer_state
+    return nbytes(tensors([*model, result.probes, state]))
 
 
 class FlopCounter(TorchDispatchMode):

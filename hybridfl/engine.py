@@ -10,17 +10,19 @@ import copy
 import math
 import time
 from collections import defaultdict
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from hybridfl import params as P
 from hybridfl.availability import Arrival, Schedule
-from hybridfl.costs import TRAINING_PASSES, Costs, returned, sent
+from hybridfl.costs import Costs, returned, sent
 from hybridfl.errors import ConfigError, HybridflError
 from hybridfl.executors import Executor
 from hybridfl.federation import Federation
-from hybridfl.local import LocalWork, Outcome, Task
+from hybridfl.local import TRAINING_PASSES, LocalWork, Outcome, Task
 from hybridfl.rng import stream, torch_seed
-from hybridfl.types import SERVER, Job, Method, Result, Results, Round, State
+from hybridfl.types import SERVER, Job, Method, Model, Result, Results, Round, Served, State
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,7 @@ class Snapshot:
         in_flight: results that arrive later.
         moved: ``(owner, participant, split)`` of raw examples that have been sent already.
         bad_rounds: consecutive rounds with a non-finite result, up to now.
-        seconds: time spent, over all attempts to continue.
+        seconds: time spent in rounds, evaluation left out, over all attempts to continue.
     """
 
     round: int
@@ -70,6 +72,10 @@ class Unsuitable(ConfigError):
 
 class _Abandoned(Exception):
     """The round cannot go on; the state stays as it was."""
+
+    def __init__(self, reason: str, diverged: bool = False) -> None:
+        super().__init__(reason)
+        self.diverged = diverged
 
 
 @dataclass(eq=False)
@@ -98,24 +104,25 @@ class Engine:
             return Snapshot(0, self.method.init(self.federation))
         # A copy: beginning twice must not train twice, and a run that continues from a checkpoint never begins.
         federation, steps = copy.copy(self.federation), self.server_start_steps
-        job = Job(SERVER, federation.fresh_model(), steps=steps)
-        rows = federation.rows(SERVER, job.view)
-        keys = (-1, SERVER, "start", 0)
-        task = Task(
-            job,
-            replace(federation.work, steps=steps),
-            steps,
-            rows,
-            0,
-            stream(federation.seed, "local", *keys),
-            torch_seed(federation.seed, "net", *keys),
-        )
-        (outcome,) = self.executor.run(federation.bench, [task])
-        if not math.isfinite(outcome.result.loss) or not P.is_finite(outcome.result.model.params):
+        job = Job(SERVER, federation.fresh_model(), steps=steps, tag="start")
+        (outcome,) = self.executor.run(federation.bench, [task_of(federation, job, round=0, occurrence=0)])
+        if not math.isfinite(outcome.result.loss) or not P.all_finite(outcome.result.model):
             raise HybridflError("start=server diverged; try a smaller client_optimizer.lr.")
         federation.start = outcome.result.model
         macs = TRAINING_PASSES * outcome.trained * federation.forward_macs
         return Snapshot(0, self.method.init(federation), costs=Costs().work(SERVER, macs, steps))
+
+    def checked(self, state: Any) -> State:
+        """A method's new state, if it is one and the global model it serves is finite."""
+        name = type(self.method).__name__
+        if not isinstance(state, dict):
+            raise HybridflError(f"{name}.round must return its new state, a dict; got {_kind(state)}.")
+        served = self.method.serve(state, SERVER)
+        if not (isinstance(served, list) and all(isinstance(s, Served) and isinstance(s.model, Model) for s in served)):
+            raise HybridflError(f"{name}.serve must return a list of Served(Model); got {_kind(served)}.")
+        if not P.all_finite(served):
+            raise _Abandoned("the method's new global model is not finite", diverged=True)
+        return state
 
     def step(self, before: Snapshot) -> tuple[Snapshot, Record]:
         """One round.
@@ -126,9 +133,10 @@ class Engine:
         began = time.perf_counter()
         turn = _Turn(self, before)
         try:
-            state = turn.drive()
+            state = self.checked(turn.drive())
         except _Abandoned as reason:
             turn.notes.append(f"round {before.round + 1}: {reason}; the state stays as it was")
+            turn.bad = turn.bad or reason.diverged
             turn.now.reports.clear()
             state = before.state
         bad = before.bad_rounds + 1 if turn.bad else 0
@@ -175,18 +183,26 @@ class _Turn:
 
     def drive(self) -> State:
         """Exchange jobs for results until the method returns its new state."""
-        conversation = self.engine.method.round(self.state, self.now)
+        conversation: Any = self.engine.method.round(self.state, self.now)
+        if not isinstance(conversation, Generator):
+            name = type(self.engine.method).__name__
+            raise HybridflError(f"{name}.round must yield lists of jobs; it returned {_kind(conversation)} at once.")
         try:
-            jobs = next(conversation)
-            results = self.first(jobs)
+            results = self.first(self.jobs(next(conversation)))
             while True:
-                jobs = conversation.send(results)
-                results = self.later(jobs)
+                results = self.later(self.jobs(conversation.send(results)))
         except StopIteration as stop:
             new: State = stop.value
             return new
         finally:
             conversation.close()
+
+    def jobs(self, yielded: Any) -> list[Job]:
+        """What the method yielded, if it is a list of jobs."""
+        if isinstance(yielded, list) and all(isinstance(job, Job) and isinstance(job.start, Model) for job in yielded):
+            return yielded
+        name = type(self.engine.method).__name__
+        raise HybridflError(f"{name}.round must yield lists of Job(participant, Model); it yielded {_kind(yielded)}.")
 
     def first(self, jobs: list[Job]) -> Results:
         """Hand out the jobs born now; return what is due now."""
@@ -206,10 +222,10 @@ class _Turn:
             else:
                 arrival = Arrival(self.index, len(self.born) + order, job.participant)
             result = self.sound(job, outcome)
-            upload = returned(job, outcome.result) if job.communicates else 0
+            upload = returned(job, outcome.result)
             self.in_flight.append(InFlight(arrival.round, arrival.slot, order, result, upload))
         due = sorted((r for r in self.in_flight if r.arrival == self.index), key=lambda r: (r.slot, r.order))
-        self.in_flight = [r for r in self.in_flight if r.arrival != self.index]
+        self.in_flight = [r for r in self.in_flight if r.arrival > self.index]
         arrived = Results(r.result for r in due if r.result is not None)
         self.costs = self.costs.plus(bytes_up=sum(r.upload for r in due if r.result is not None))
         if due and not arrived:
@@ -244,44 +260,35 @@ class _Turn:
         """The result if it is finite; otherwise it is dropped and said so."""
         result = outcome.result
         finite = job.is_measurement or math.isfinite(result.loss)
-        if finite and P.is_finite(result.model.params) and P.is_finite(result.model.buffers):
+        if finite and P.all_finite([result.model, result.probes]):
             return result
         self.bad = True
         self.notes.append(
-            f"round {self.index + 1}: {_name(job.participant)} returned a non-finite loss or update; dropped"
+            f"round {self.index + 1}: {_name(job.participant)} returned a non-finite loss, update or statistic; dropped"
         )
         return None
 
     def run(self, jobs: list[Job]) -> list[Outcome]:
         tasks = [self.task(job) for job in jobs]
-        downloads: dict[int, list[Job]] = defaultdict(list)
+        # A participant that is sent the same tensors for two jobs in one yield gets them once.
+        parcels: dict[tuple[int, int], list[Job]] = defaultdict(list)
         for job in jobs:
-            if job.communicates and job.participant != SERVER:
-                downloads[job.participant].append(job)
-        # A client that gets the same tensors for two jobs in one yield downloads them once.
-        self.costs = self.costs.plus(bytes_down=sum(sent(*each) for each in downloads.values()))
+            parcels[(SERVER if job.source is None else job.source, job.participant)].append(job)
+        for (sender, receiver), parcel in parcels.items():
+            if sender != receiver:
+                self.costs = self.costs.plus(**{_channel(sender, receiver): sent(*parcel)})
         outcomes = self.engine.executor.run(self.federation.bench, tasks)
         for job, outcome in zip(jobs, outcomes, strict=True):
             passes = TRAINING_PASSES * outcome.trained + outcome.measured
-            macs = passes * self.federation.forward_macs
+            macs = passes * self.federation.forward_macs + outcome.mapped
             self.costs = self.costs.work(job.participant, macs, outcome.result.steps)
         return outcomes
 
     def task(self, job: Job) -> Task:
         self.move_raw_data(job)
-        work: LocalWork = job.work or self.federation.work
-        rows = self.federation.rows(job.participant, job.view)
-        if len(rows) == 0 and job.steps != 0:
-            who = _name(job.participant)
-            raise HybridflError(f"{who} has no examples in its '{job.view.split}' part, but the method gives it work.")
-        steps = job.steps if job.steps is not None else work.count(len(rows))
-        if job.steps is not None and job.steps > 0:
-            work = replace(work, steps=job.steps)
         n = self.occurrences[(job.participant, job.tag)]
         self.occurrences[(job.participant, job.tag)] += 1
-        keys = (self.index, job.participant, job.tag, n)
-        seed = self.federation.seed
-        return Task(job, work, steps, rows, self.index, stream(seed, "local", *keys), torch_seed(seed, "net", *keys))
+        return task_of(self.federation, job, self.index, n)
 
     def move_raw_data(self, job: Job) -> None:
         """Book the examples that a job reads and its participant does not own, once for each owner."""
@@ -297,8 +304,32 @@ class _Turn:
             self.costs = self.costs.plus(**{_channel(owner, job.participant): size})
 
     def pay_upload(self, job: Job, result: Result) -> None:
-        if job.communicates and job.participant != SERVER:
+        if job.participant != SERVER:
             self.costs = self.costs.plus(bytes_up=returned(job, result))
+
+
+def task_of(federation: Federation, job: Job, round: int, occurrence: int) -> Task:
+    """The job with its examples, its number of steps and its random streams.
+
+    Args:
+        occurrence: how many jobs of the same participant and tag came before in the round.
+    """
+    work: LocalWork = job.work or federation.work
+    rows = federation.rows(job.participant, job.view)
+    if len(rows) == 0 and job.steps != 0:
+        who = _name(job.participant)
+        raise HybridflError(f"{who} has no examples in its '{job.view.split}' part, but the method gives it work.")
+    steps = job.steps if job.steps is not None else work.count(len(rows))
+    if job.steps is not None and job.steps > 0:
+        work = replace(work, steps=job.steps)
+    keys = (round, job.participant, job.tag, occurrence)
+    shuffle, seed = stream(federation.seed, "local", *keys), torch_seed(federation.seed, "net", *keys)
+    return Task(job, work, steps, rows, round, shuffle, seed)
+
+
+def _kind(value: Any) -> str:
+    inside = f" of {', '.join(sorted({type(item).__name__ for item in value}))}" if isinstance(value, list) else ""
+    return f"{type(value).__name__}{inside}"
 
 
 def _channel(sender: int, receiver: int) -> str:
@@ -317,9 +348,11 @@ def check_method(method: Method, federation: Federation, topology: str, name: st
     Raises:
         Unsuitable: under the key of what would have to change.
     """
-    missing = " and ".join(sorted(method.requires - federation.provides))
+    missing = method.requires - federation.provides
     if missing:
-        raise Unsuitable("server_data", f"{name} requires {missing}, which is not there; try server_data=share.")
+        key = "server_data" if any(need.startswith("server_") for need in missing) else "merging"
+        hint = "; try server_data=share" if key == "server_data" else ""
+        raise Unsuitable(key, f"{name} requires {' and '.join(sorted(missing))}, which is not there{hint}.")
     delay = federation.clients.delay
     if delay > 0 and not method.asynchronous:
         raise Unsuitable(

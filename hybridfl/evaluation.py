@@ -130,19 +130,21 @@ class Evaluator:
         )
 
     def _validation(self, shared: list[Served], personal: dict[int, list[Served]], rows: list[Row]) -> None:
-        """On the server's validation examples if it has any, else on the union of the clients'."""
-        bench = self.federation.bench
-        server = torch.from_numpy(self.federation.split.server_val).to(bench.x.device)
-        if shared and len(server):
-            accuracy, loss = _Set(self.federation, bench.x[server], bench.y[server]).scored(shared).at(slice(None))
-            rows.append(_row("validation", accuracy, loss, len(server)))
-            return
-        right, lost, count = 0.0, 0.0, 0
+        """``validation``: the global model on the server's validation examples if it has labelled ones, else on the
+        union of the clients'; without a global model that of ``validation/clients``: each client's own model on its own.
+        """
+        owned = {k: self.federation.owned(k, "val") for k in range(self.federation.clients.number)}
+        server = self.federation.split.server_val
+        labelled = len(server) > 0 and "server_labels" in self.federation.provides
+        everybody = server if labelled else np.concatenate(list(owned.values()))
         if shared:
-            owned = [self.federation.owned(k, "val") for k in range(self.federation.clients.number)]
-            parts = [(shared, np.concatenate(owned))]
-        else:
-            parts = [(ensemble, self.federation.owned(k, "val")) for k, ensemble in personal.items()]
+            self._add_validation("validation", [(shared, everybody)], rows)
+        if any(_identity(ensemble) != _identity(shared) for ensemble in personal.values()):
+            scope = "validation/clients" if shared else "validation"
+            self._add_validation(scope, [(ensemble, owned[k]) for k, ensemble in personal.items()], rows)
+
+    def _add_validation(self, scope: str, parts: list[tuple[list[Served], np.ndarray]], rows: list[Row]) -> None:
+        bench, right, lost, count = self.federation.bench, 0.0, 0.0, 0
         for ensemble, positions in parts:
             if len(positions) == 0:
                 continue
@@ -150,7 +152,7 @@ class Evaluator:
             accuracy, loss = _Set(self.federation, bench.x[index], bench.y[index]).scored(ensemble).at(slice(None))
             right, lost, count = right + accuracy * len(index), lost + loss * len(index), count + len(index)
         if count:
-            rows.append(_row("validation", right / count, lost / count, count))
+            rows.append(_row(scope, right / count, lost / count, count))
 
 
 class _Set:

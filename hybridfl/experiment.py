@@ -17,7 +17,8 @@ from hybridfl.errors import HybridflError
 from hybridfl.evaluation import Evaluator, Row
 from hybridfl.plan import Plan
 from hybridfl.progress import Progress
-from hybridfl.store import RunFolder, claim, log, write_status, write_text_atomic
+from hybridfl.runs import read_run
+from hybridfl.store import RunFolder, claim, log, read_status, write_status, write_text_atomic
 from hybridfl.tables import Table
 from hybridfl.types import Result
 
@@ -61,13 +62,15 @@ def run(plan: Plan, progress: Progress) -> Path:
     settings = plan.settings
     with claim(Path(settings.output_dir), plan.digest, settings.rerun, progress.note) as folder:
         if folder.done:
-            progress.note(f"{_title(plan)}: already done, {folder.path}")
+            progress.note(f"{_title(plan)}: already done: {read_run(folder.path).summary()}")
             return folder.path
         threads = torch.get_num_threads()
         torch.set_num_threads(settings.executor.threads)
         attempt = _Attempt(plan, folder, progress)
         try:
-            attempt.work()
+            # On a GPU the fastest algorithm of the moment, or one in lower precision, would give other numbers.
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+                attempt.work()
         except KeyboardInterrupt:
             attempt.interrupted()
             raise
@@ -94,21 +97,30 @@ class _Attempt:
         loaded = checkpoints.load_latest(self.folder.checkpoints, plan.federation.device, self._note)
         if loaded:
             self.snapshot, self.saved = unpacked(loaded[1]), loaded[0]
+            self._warn_of_another_machine()
         self._status("running", loaded[0] if loaded else 0)
         self._describe()
         engine = plan.engine()
         self._log(f"continues after round {self.saved}" if loaded else f"starts: {plan.composed.line or '(defaults)'}")
+        self._log(
+            f"split {plan.federation.split.digest}, {plan.federation.split.moved} examples moved to small clients"
+        )
         if self.snapshot is None:
             self.snapshot = engine.begin()
+            checkpoints.pack(self.snapshot.state)  # a state that cannot be stored is refused before the first round
         self._open_tables(loaded[0] if loaded else 0)
         evaluator = Evaluator(plan.federation, plan.method, plan.settings.evaluation)
-        self.progress.start(_title(plan), self.rounds, self.snapshot.round)
+        about = f"split {plan.federation.split.digest}"
+        self.progress.start(_title(plan), self.rounds, self.snapshot.round, about)
         last_save = time.monotonic()
         while self.snapshot.round < self.rounds:
             after, record = engine.step(self.snapshot)
+            if self.snapshot.round == 0:
+                checkpoints.pack(after.state)  # nor after it, rather than at the first checkpoint
             accuracy = self._commit(after, record, evaluator)
             self.snapshot = after
-            self.progress.round(after.round, accuracy, after.costs.bytes_up + after.costs.bytes_down)
+            costs = after.costs
+            self.progress.round(after.round, accuracy, costs.bytes_up + costs.bytes_down + costs.bytes_peer)
             if time.monotonic() - last_save > plan.settings.checkpoint_seconds:
                 self._save()
                 self._status("running", after.round)
@@ -117,7 +129,7 @@ class _Attempt:
         self._report_differences()
         self._status("done", self.rounds)
         self._log("done")
-        self.progress.finish(f"done, {self.folder.path}")
+        self.progress.finish(f"done: {read_run(self.folder.path).summary()}")
 
     def interrupted(self) -> None:
         """Keep the last complete round; the one under way is lost."""
@@ -175,6 +187,23 @@ class _Attempt:
         checkpoints.save(self.folder.checkpoints, self.snapshot.round, packed(self.snapshot))
         self.saved = self.snapshot.round
 
+    def _warn_of_another_machine(self) -> None:
+        """The same numbers are promised for the same kind of device, torch and number of threads only."""
+        before, now = read_status(self.folder.path) or {}, self._place()
+        for name, value in now.items():
+            if name in before and before[name] != value:
+                self._note(f"continues with {name} {value}, began with {before[name]}: the numbers may differ slightly")
+
+    def _place(self) -> dict[str, Any]:
+        settings, device = self.plan.settings, self.plan.federation.device
+        executor = type(settings.executor).__name__
+        return {
+            "device": str(device),
+            "torch": torch.__version__,
+            "executor": executor,
+            "threads": settings.executor.threads,
+        }
+
     def _describe(self) -> None:
         import yaml
 
@@ -199,9 +228,8 @@ class _Attempt:
             error=error,
             method=self.plan.composed.method_name,
             split=self.plan.federation.split.digest,
-            device=str(self.plan.federation.device),
-            torch=torch.__version__,
             version=__version__,
+            **self._place(),
         )
 
     def _report_differences(self) -> None:

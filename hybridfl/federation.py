@@ -49,8 +49,8 @@ class Federation:
     chunk: int
     start: Model
 
-    def fresh_model(self) -> Model:
-        """The model every participant starts from; its tensors are shared, so do not change them in place."""
+    def fresh_model(self, participant: int = SERVER) -> Model:
+        """The model a participant starts from, today the same for all; do not change its tensors in place."""
         return self.start
 
     @property

@@ -74,7 +74,10 @@ def as_sheet(table: Table) -> Sheet:
 def best_rows(table: Table, col: str) -> list[int]:
     """The rows with the best mean of a column; none if there is nothing to choose from."""
     sign = 1 if table.options.metric in HIGHER_IS_BETTER else -1
-    means = {i: sign * row.summaries[col].mean for i, row in enumerate(table.rows) if col in row.summaries}
+    rivals = [
+        (i, row) for i, row in enumerate(table.rows) if col in row.summaries and not moves_raw_data(row.runs[col])
+    ]
+    means = {i: sign * row.summaries[col].mean for i, row in rivals}
     means = {i: mean for i, mean in means.items() if math.isfinite(mean)}
     return [i for i, mean in means.items() if mean == max(means.values())] if len(means) > 1 else []
 
@@ -103,8 +106,9 @@ def summary_columns(table: Table) -> list[tuple[str, list[str]]]:
     if options.metric == "accuracy":
         columns += other_scopes(table)
     goal = "target" if math.isnan(table.target) else f"{100 * table.target:.4g} %"
+    if len(cells) > 1:
+        columns.append((f"− {table.reference} [95 %]", [difference(cell, options.metric) for cell in cells]))
     columns += [
-        (f"− {table.reference} [95 %]", [difference(cell, options.metric) for cell in cells]),
         (f"rounds to {goal}", [reached(cell) for cell in cells]),
         (f"MB to {goal}", [short(cell.bytes_to_target / 1e6) for cell in cells]),
         ("MB", [short(cell.bytes / 1e6) for cell in cells]),
@@ -166,9 +170,11 @@ def caption(table: Table) -> list[str]:
         seeds = sorted({cell.seeds for row in table.rows for cell in row.summaries.values()})
         lines.append(f"Columns: {options.cols}. Seeds a cell: {'–'.join(map(str, sorted({seeds[0], seeds[-1]})))}.")
     else:
-        lines.append(f"− {table.reference}: mean difference over pairs with the same seed and split, 95 % t interval.")
+        if len(table.rows) > 1:
+            pairs = "pairs with the same seed, split, start and clients"
+            lines.append(f"− {table.reference}: mean difference over {pairs}, 95 % t interval.")
         if math.isfinite(table.target):
-            whose = " = 90 % of the best row's mean" if options.target is None else ""
+            whose = " = 90 % of the best mean" if options.target is None else ""
             goal = f"Target: accuracy {100 * table.target:.4g} %{whose}"
             lines.append(f"{goal}; (k/n): k of n runs reach it. MB: 10⁶ bytes up, down and between peers.")
     if any(moves_raw_data(row.all_runs) for row in table.rows):

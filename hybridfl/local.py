@@ -24,6 +24,11 @@ from hybridfl.errors import ConfigError
 from hybridfl.params import Params
 from hybridfl.types import Apply, Batch, Job, Model, ProbeInput, Result, State
 
+TRAINING_PASSES = 3
+"""A step costs one forward and about two forward passes backward (Kaplan et al. 2020, arXiv 2001.08361)."""
+TRAINING_MAPS = 2
+"""A map linear in θ costs as much backward as forward."""
+
 Beta = Annotated[float, Range(low=0, below=1)]
 
 
@@ -186,11 +191,18 @@ class Workbench:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A result and the number of examples that went forward and backward, and forward only."""
+    """A result and what it cost.
+
+    Attributes:
+        trained: examples that went through the net forward and backward in steps.
+        measured: examples that went through it for probes, times the passes each took.
+        mapped: multiply–accumulates of the parametrization.
+    """
 
     result: Result
     trained: int
     measured: int
+    mapped: int = 0
 
 
 @contextmanager
@@ -218,10 +230,7 @@ def run_task(bench: Workbench, task: Task) -> Outcome:
     job = task.job
     with torch_random(task.torch_seed, bench.x.device):
         theta, buffers, state, loss, trained = _train(bench, task)
-    measured = 0
-    statistics: dict[str, Any] = {}
-    if job.probes:
-        statistics, measured = _measure(bench, task, theta, buffers), len(task.rows)
+    statistics, measured = _measure(bench, task, theta, buffers) if job.probes else ({}, 0)
     result = Result(
         participant=job.participant,
         tag=job.tag,
@@ -234,7 +243,7 @@ def run_task(bench: Workbench, task: Task) -> Outcome:
         optimizer_state=state if job.keep_optimizer else None,
         birth=task.round,
     )
-    return Outcome(result, trained, measured)
+    return Outcome(result, trained, measured, _mapped(task))
 
 
 def _train(bench: Workbench, task: Task) -> tuple[Params, Params, State, float, int]:
@@ -275,19 +284,34 @@ def _gradients(loss: Tensor, theta: Params) -> Params:
     }
 
 
-def _measure(bench: Workbench, task: Task, theta: Params, buffers: Params) -> dict[str, Any]:
+def _mapped(task: Task) -> int:
+    """A step applies the map and sends a gradient back through it; a probe applies it once."""
+    cost = getattr(task.job.parametrization, "macs", None)
+    applications = TRAINING_MAPS * task.steps + len(task.job.probes)
+    return applications * int(cost(task.job.frozen)) if cost else 0
+
+
+def _measure(bench: Workbench, task: Task, theta: Params, buffers: Params) -> tuple[dict[str, Any], int]:
+    """Statistics by name, and the examples times passes they took; with derivatives a forward counts as three."""
     job = task.job
     bench.net.eval()
+    apply, seen_by_net = _applier(bench.net, buffers), 0
+
+    def counted(params: Params, x: Tensor) -> Tensor:
+        nonlocal seen_by_net
+        seen_by_net += len(x) * (TRAINING_PASSES if torch.is_grad_enabled() else 1)
+        return apply(params, x)
+
     positions = torch.arange(len(task.rows), device=bench.x.device).split(bench.chunk)
     seen = ProbeInput(
-        apply=_applier(bench.net, buffers),
+        apply=counted,
         theta=theta,
         to_params=lambda t: job.parametrization(t, job.frozen),
         batches=[Batch(bench.x[task.rows[p]], bench.y[task.rows[p]], p) for p in positions],
         loss=job.loss or cross_entropy,
         ctx=job.ctx,
     )
-    return {name: probe(seen) for name, probe in job.probes.items()}
+    return {name: probe(seen) for name, probe in job.probes.items()}, seen_by_net
 
 
 def _applier(net: nn.Module, buffers: Params) -> Apply:

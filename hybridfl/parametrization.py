@@ -20,6 +20,8 @@ Segment = tuple[int, int, int]
 
 
 class Parametrization(Protocol):
+    """The map θ → params. One that costs multiply–accumulates also has ``macs(frozen)``, those of one application."""
+
     def __call__(self, theta: Params, frozen: Mapping[str, Any], /) -> Params: ...
 
 
@@ -111,6 +113,10 @@ class AtlasSpan:
     segments: tuple[Segment, ...]
     constraint: Constraint = "affine"
     c_max: float = 1.0
+
+    def macs(self, frozen: Mapping[str, Any]) -> int:
+        """Multiply–accumulates of one application; its gradient takes as many."""
+        return len(frozen["anchors"]) * int(frozen["origin"].numel())
 
     def coefficients(self, theta: Params, frozen: Mapping[str, Any]) -> Tensor:
         """The coefficients c, ``(K, 1)`` or ``(K, blocks)``, without the scales."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,8 +66,21 @@ def norm(params: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([tensor.detach().square().sum() for tensor in params.values()]).sum().sqrt()
 
 
-def is_finite(params: Mapping[str, Tensor]) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in params.values() if tensor.is_floating_point())
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested mappings, lists and tuples (a :class:`~hybridfl.types.Model` is one)."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors(item)
+
+
+def all_finite(value: Any) -> bool:
+    """Whether no tensor in nested containers holds an infinity or NaN."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors(value) if tensor.is_floating_point())
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:

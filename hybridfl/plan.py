@@ -18,8 +18,8 @@ from torch import nn
 
 from hybridfl.availability import Clients
 from hybridfl.build import NonNegativeFloat, NonNegativeInt, PositiveInt, build, call, locate, of_kind
-from hybridfl.config import Composed
-from hybridfl.data.dataset import Dataset, Reader
+from hybridfl.config import NOT_IDENTITY, Composed
+from hybridfl.data.dataset import Dataset, Reader, problem_of
 from hybridfl.data.partitioning import Partitioning
 from hybridfl.data.server_data import ServerData
 from hybridfl.data.split import draw_split
@@ -35,24 +35,6 @@ from hybridfl.types import SERVER, Method
 
 RESULTS_VERSION = 1
 """Raised when the same config gives other numbers than before."""
-
-NOT_IDENTITY = frozenset(
-    {
-        "baseline",  # the chosen node is in the identity as `method`, whichever group it came from
-        "merging",
-        "experiment",
-        "executor",
-        "device",
-        "output_dir",
-        "data_root",
-        "ui",
-        "rerun",
-        "fail_fast",
-        "checkpoint_seconds",
-        "max_bad_rounds",
-    }
-)
-"""Keys that do not decide a run's numbers (``max_bad_rounds`` only decides whether there are any)."""
 
 
 class Topology(Protocol):
@@ -98,10 +80,23 @@ class DataCache:
         key = (json.dumps(node, sort_keys=True, default=str), str(root))
         if key not in self.kept:
             try:
-                self.kept[key] = reader.load(root)
+                self.kept[key] = _sound(reader.load(root), node)
             except ConfigError as error:
                 raise error.under("dataset") from error
         return self.kept[key]
+
+
+def _sound(dataset: Any, node: Mapping[str, Any]) -> Dataset:
+    """What a reader gave, if it is a data set as described; readers may come from outside the package."""
+    name = node.get("_target_", "the reader")
+    if not isinstance(dataset, Dataset):
+        problem = f"{name}.load gave a {type(dataset).__name__}, expected a hybridfl.data.dataset.Dataset."
+        raise ConfigError("_target_", problem)
+    for part, examples in (("train", dataset.train), ("test", dataset.test)):
+        problem_found = problem_of(examples, dataset.classes)
+        if problem_found:
+            raise ConfigError("_target_", f"{name}.load gave a {part} part whose {problem_found}.")
+    return dataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +237,7 @@ def identity_of(composed: Composed, dataset: Dataset, file: Path | None) -> dict
     method = composed.config[composed.method_key]
     return {
         "results_version": RESULTS_VERSION,
-        "config": config | ({"start": _file_digest(file)} if file else {}),
+        "config": _canonical(config | ({"start": _file_digest(file)} if file else {})),
         "method": method,
         "data": dataset.fingerprint,
         "sources": {target: _source_digest(target) for target in sorted({*_outside_targets([config, method])})},
@@ -252,6 +247,15 @@ def identity_of(composed: Composed, dataset: Dataset, file: Path | None) -> dict
 def digest_of(composed: Composed, dataset: Dataset, file: Path | None) -> str:
     text = json.dumps(identity_of(composed, dataset, file), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _canonical(node: Any) -> Any:
+    """The same config whichever way its numbers are written: 4 and 4.0 are one."""
+    if isinstance(node, Mapping):
+        return {key: _canonical(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_canonical(value) for value in node]
+    return int(node) if isinstance(node, float) and node.is_integer() else node
 
 
 def _outside_targets(node: Any) -> Iterator[str]:

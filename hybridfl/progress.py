@@ -22,8 +22,8 @@ LINES = 20
 class Progress(Protocol):
     """Reports of one run after the other; a context manager, so that the terminal is left clean whatever happens."""
 
-    def start(self, title: str, rounds: int, done: int) -> None:
-        """A run begins, or continues after ``done`` of its ``rounds``."""
+    def start(self, title: str, rounds: int, done: int, about: str = "") -> None:
+        """A run begins, or continues after ``done`` of its ``rounds``; ``about`` is said once."""
 
     def round(self, done: int, accuracy: float | None, bytes_moved: int) -> None:
         """``done`` rounds are finished; ``accuracy`` in [0, 1] is None where the round was not evaluated."""
@@ -59,7 +59,7 @@ def make_progress(ui: str) -> Progress:
 class NoProgress:
     """Silence, except for notes on standard error."""
 
-    def start(self, title: str, rounds: int, done: int) -> None:
+    def start(self, title: str, rounds: int, done: int, about: str = "") -> None:
         """Says nothing."""
 
     def round(self, done: int, accuracy: float | None, bytes_moved: int) -> None:
@@ -96,11 +96,12 @@ class PlainProgress(NoProgress):
         self._accuracy: float | None = None
         self._began = 0.0
 
-    def start(self, title: str, rounds: int, done: int) -> None:
+    def start(self, title: str, rounds: int, done: int, about: str = "") -> None:
         """One line; later ones repeat the title, as parallel runs may share one log."""
         self._title, self._rounds, self._first, self._last = title, rounds, done, None
         self._accuracy, self._began = None, self._clock()
-        self._say(f"{rounds} rounds" if not done else f"continues after round {done} of {rounds}")
+        begins = f"{rounds} rounds" if not done else f"continues after round {done} of {rounds}"
+        self._say(", ".join(filter(None, [begins, about])))
 
     def round(self, done: int, accuracy: float | None, bytes_moved: int) -> None:
         """A line for the first and the last round, and for about every twentieth part between."""
@@ -148,12 +149,14 @@ class RichProgress(NoProgress):
         console = Console(highlight=False, markup=False, emoji=False)
         return cls(console) if console.is_terminal and not console.is_dumb_terminal else None
 
-    def start(self, title: str, rounds: int, done: int) -> None:
+    def start(self, title: str, rounds: int, done: int, about: str = "") -> None:
         """Shows the line."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._stop()
         self._title = title
+        if about:
+            self._console.print(f"{title}: {about}", soft_wrap=True)
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),

@@ -21,6 +21,7 @@ from hybridfl.errors import ConfigError, DataError, HybridflError, nearest
 
 BYTES = ("bytes_up", "bytes_down", "bytes_peer")
 COSTS = (*BYTES, "macs", "server_macs", "local_steps", "seconds")
+SHOWN = ("global", "clients", "served")
 ABSENT = object()
 """The value of a config key that a run does not have (``None`` is a value of its own)."""
 
@@ -103,6 +104,14 @@ class Run:
             return name
         target = self.flat.get(f"{key}._target_")
         return str(target).rpartition(".")[2] if target is not None else ABSENT
+
+    def summary(self) -> str:
+        """The last accuracies, what was sent and where the run is, in a line."""
+        curves = self.curves
+        said = [f"{scope} {100 * curves[scope].column('accuracy')[-1]:.1f} %" for scope in SHOWN if scope in curves]
+        last = max(curves.values(), key=lambda curve: curve.rounds[-1], default=None)
+        moved = [f"{last.bytes[-1] / 1e6:.1f} MB"] if last and math.isfinite(last.bytes[-1]) else []
+        return ", ".join([*([f"accuracy {', '.join(said)}"] if said else []), *moved, str(self.folder)])
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
@@ -218,6 +227,8 @@ def _folders(path: Path, left_out: Counter[str]) -> list[tuple[Path, bool]]:
     found = sorted(folder for folder in runs.iterdir() if is_run(folder)) if runs.is_dir() else []
     if found or runs != path:
         return [(folder, False) for folder in found]
+    if not path.exists() and given.parent == Path() and Path("outputs/runs").is_dir():
+        return [(find_run(given.name, Path("outputs")).folder, False)]
     raise ConfigError(str(given), f"{_expected(path)} {_neighbours(path)}".rstrip())
 
 

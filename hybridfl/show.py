@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from hybridfl.runs import ABSENT, BYTES, COSTS, Run, find_run
+from hybridfl.store import is_held
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def describe(shown: Run) -> str:
         "run": shown.folder.name,
         "method": "unknown" if method is ABSENT else method,
         "overrides": shown.config.get("overrides") or "(none)",
-        "status": f"{shown.state}, round {shown.status.get('round', 0)} of {shown.status.get('rounds', '?')}",
+        "status": f"{_state(shown)}, round {shown.status.get('round', 0)} of {shown.status.get('rounds', '?')}",
         "error": error,
         "split": split,
         **_costs(shown),
@@ -39,6 +40,13 @@ def describe(shown: Run) -> str:
     width = max(map(len, facts))
     lines = [_fact(name, str(value), width) for name, value in facts.items() if value not in (None, "")]
     return "\n".join([*lines, "", *_last_metrics(shown)])
+
+
+def _state(shown: Run) -> str:
+    """The status; a killed process could not say that it stopped."""
+    if shown.state == "running" and not is_held(shown.folder):
+        return "stopped (the same command continues it)"
+    return shown.state
 
 
 def _fact(name: str, value: str, width: int) -> str:

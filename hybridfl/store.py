@@ -156,6 +156,19 @@ def is_done(folder: Path) -> bool:
     return (read_status(folder) or {}).get("status") == "done"
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process works in this folder now."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    lock.release()
+    return False
+
+
 @contextmanager
 def claim(output_dir: Path, digest: str, rerun: bool, on_wait: Callable[[str], None]) -> Iterator[RunFolder]:
     """Holds the folder of the run ``digest``, alone, for the length of the block.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hybridfl import statistics
+from hybridfl.config import NOT_IDENTITY
 from hybridfl.errors import ConfigError, HybridflError, nearest
 from hybridfl.runs import ABSENT, Run, to_stderr
 from hybridfl.statistics import MISSING, WINDOW, Observation, Summary, summarise
@@ -31,14 +32,13 @@ CSV_NUMBERS = (
 )
 CSV_CONTEXT = ("target", "metric", "scope", "at", "moves_raw_data")
 
-NOT_RESULTS = frozenset(
-    [
-        *("seed", "overrides", "digest", "baseline", "merging", "experiment", "claims", "tuned", "tracker", "executor"),
-        *("device", "output_dir", "data_root", "ui", "rerun", "fail_fast", "checkpoint_seconds", "max_bad_rounds"),
-    ]
-)
-"""Top-level config keys that may differ between runs of one cell: ``plan.NOT_IDENTITY``, whose import takes seconds,
-the seed, and what is written beside the config."""
+NOT_RESULTS = NOT_IDENTITY | {"seed", "overrides", "digest"}
+"""Top-level config keys that may differ between runs of one cell: what is no part of a run's identity, the seed, and what
+is written beside the config."""
+
+
+SETUP = ("dataset", "clients", "model", "start", "start_steps", "rounds", "dtype")
+"""Groups and keys that make start, schedule and data; runs that differ in them are no pair."""
 
 
 @dataclass(frozen=True)
@@ -196,8 +196,10 @@ def tabulate(runs: Sequence[Run], options: Options, warn: Callable[[str], None] 
     rows = group(runs, keys, options.cols, warn)
     for row in rows:
         row.observations = {col: [observe(run, options) for run in cell] for col, cell in row.runs.items()}
-    every_cell = [cell for row in rows for cell in row.observations.values()]
-    target = statistics.default_target(every_cell) if options.target is None else options.target
+    # An upper bound that moves raw data is no rival: it must not set the others' target, unless there is nothing else.
+    rivals = [row for row in rows if not moves_raw_data(row.all_runs)] or rows
+    cells = [cell for row in rivals for cell in row.observations.values()]
+    target = statistics.default_target(cells) if options.target is None else options.target
     reference = pick_references(rows, keys, options.reference)
     for row in rows:
         other = row.reference.observations if row.reference and row.reference is not row else {}
@@ -275,7 +277,8 @@ def read_at(run: Run, scope: str, metric: str, at: str) -> float:
         return MISSING
     values = curve.column(metric)
     if at == "best":
-        validation = run.curves.get("validation")
+        personal = scope.partition("/")[0] in ("clients", "served")
+        validation = (run.curves.get("validation/clients") if personal else None) or run.curves.get("validation")
         best = validation and statistics.best_round(validation.rounds, validation.column("accuracy"))
         return dict(zip(curve.rounds, values, strict=True)).get(best, MISSING) if isinstance(best, int) else MISSING
     return statistics.tail_mean(values, 1 if at == "last" else statistics.WINDOW)
@@ -288,12 +291,17 @@ def observe(run: Run, options: Options) -> Observation:
     last = max(run.curves.values(), key=lambda curve: curve.rounds[-1], default=None)
     return Observation(
         seed=seed,
-        pair=None if split is None else (seed, split),
+        pair=None if split is None else (seed, split, _setup(run)),
         value=read_at(run, options.scope, options.metric, options.at),
         accuracy=read_at(run, options.scope, "accuracy", options.at),
         curve=list(zip(curve.rounds, curve.column("accuracy"), curve.bytes, strict=True)) if curve else [],
         bytes=last.bytes[-1] if last else MISSING,
     )
+
+
+def _setup(run: Run) -> tuple[tuple[str, str], ...]:
+    """What two runs must share, beside seed and split, to differ by their methods alone."""
+    return tuple((key, token(value)) for key, value in sorted(run.flat.items()) if key.partition(".")[0] in SETUP)
 
 
 def pick_references(rows: Sequence[Row], keys: Sequence[str], name: str | None) -> str:

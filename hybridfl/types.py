@@ -107,7 +107,9 @@ class Job:
         tag: tells several jobs of a participant in one round apart, and keys their randomness.
         optimizer_state: state to continue from; ``None`` starts afresh.
         keep_optimizer: return the optimiser's state.
-        communicates: ``False`` when start and result never leave the participant: no bytes are booked.
+        source: who sends the start: the server, a peer, or ``None`` when the participant has it already.
+        held: names of ``frozen`` and ``ctx`` that the participant has already; ``"optimizer_state"`` for that.
+        returns: what leaves the participant: everything, the statistics alone, or nothing. Only what moves is booked.
     """
 
     participant: int
@@ -124,7 +126,9 @@ class Job:
     tag: str = ""
     optimizer_state: State | None = None
     keep_optimizer: bool = False
-    communicates: bool = True
+    source: int | None = SERVER
+    held: frozenset[str] = frozenset()
+    returns: Literal["all", "probes", "nothing"] = "all"
 
     @property
     def is_measurement(self) -> bool:
@@ -200,7 +204,8 @@ class Round:
     Attributes:
         index: 0, 1, ….
         total: number of rounds of the run.
-        clients: the clients that start working now, from the present model.
+        clients: the clients that start working now, from the present model, in the order in which their results arrive.
+            With a delay the same client may be there twice, and in some rounds nobody is.
         cohort: number of client results that arrive in every round.
         work: the run's local work (``client_optimizer``).
         seed: of the run.
@@ -216,7 +221,8 @@ class Round:
 
     def rng(self, purpose: str, participant: int | None = None) -> np.random.Generator:
         """A random stream of its own for this purpose, round and participant."""
-        return stream(self.seed, purpose, self.index, *(() if participant is None else (participant,)))
+        # The prefix keeps a method's streams apart from the engine's own, whatever it calls them.
+        return stream(self.seed, f"method: {purpose}", self.index, *(() if participant is None else (participant,)))
 
     def report(self, name: str, value: float | Tensor, participant: int | None = None) -> None:
         """A number for ``method.csv``, written when the round commits."""

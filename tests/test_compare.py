@@ -222,7 +222,7 @@ def test_default_target_is_nine_tenths_of_the_best_mean(outputs: Outputs) -> Non
     assert {line["target"] for line in table(outputs.path)} == {"0.63"}
     assert {line["target"] for line in table(outputs.path, metric="loss")} == {"0.63"}
     text = render([outputs.path], Options(at="last"))
-    assert "Target: accuracy 63 % = 90 % of the best row's mean" in text
+    assert "Target: accuracy 63 % = 90 % of the best mean" in text
 
 
 def test_reference_can_be_chosen(outputs: Outputs) -> None:
@@ -518,10 +518,31 @@ def test_methods_as_columns_keep_their_mark(outputs: Outputs) -> None:
     assert text.splitlines()[0] == "| partitioning.alpha | fedavg | oracle† |"
 
 
+def test_what_moves_raw_data_is_no_rival(outputs: Outputs) -> None:
+    """An upper bound sets no target and is not the best."""
+    outputs.run("a", "fedavg", 1, [0.5])
+    outputs.run("b", "fedprox", 1, [0.4])
+    outputs.run("c", "oracle", 1, [0.9], method__moves_raw_data=True)
+    assert {line["target"] for line in table(outputs.path)} == {"0.45"}
+    assert "**50.0**" in render([outputs.path], Options(format="markdown"))
+    assert "**90.0**" not in render([outputs.path], Options(format="markdown"))
+
+
+@pytest.mark.parametrize("other", [{"clients__delay": 4}, {"start": "server"}, {"rounds": 99}, {"model__hidden": [8]}])
+def test_runs_of_another_start_or_schedule_are_no_pair(outputs: Outputs, other: dict[str, Any]) -> None:
+    for seed in (1, 2):
+        outputs.run(f"a{seed}", "fedavg", seed, [0.5])
+        outputs.run(f"b{seed}", "fedprox", seed, [0.6])
+        outputs.run(f"c{seed}", "feddle", seed, [0.7], **other)
+    pairs = {line["method"]: line["pairs"] for line in table(outputs.path)}
+    assert pairs == {"fedavg": "0", "fedprox": "2", "feddle": "0"}
+
+
 def test_latex_is_escaped(outputs: Outputs) -> None:
     for seed in (1, 2):
         outputs.run(f"a{seed}", "fedavg", seed, [0.5])
         outputs.run(f"b{seed}", "local_only", seed, [0.4], method__moves_raw_data=True)
+        outputs.run(f"c{seed}", "fedprox", seed, [0.45])
     text = render([outputs.path], Options(format="latex"))
     assert r"local\_only$^\dagger$ & 2 & 40.0 $\pm$ 0.0" in text
     assert r"$-$10.0 [$-$10.0, $-$10.0]" in text

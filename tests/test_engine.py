@@ -146,7 +146,7 @@ def test_a_result_that_is_not_finite_is_dropped_and_said_so(punctual: Any) -> No
         notes.append(record.notes)
         bad.append(snapshot.bad_rounds)
     assert bad == [0, 1, 0]
-    assert notes == [[], [f"round 2: client {victim} returned a non-finite loss or update; dropped"], []]
+    assert notes == [[], [f"round 2: client {victim} returned a non-finite loss, update or statistic; dropped"], []]
     assert [[client for client, _, _ in seen] for seen in snapshot.state["rounds"]] == [
         chosen[0],
         [k for k in chosen[1] if k != victim],
@@ -280,7 +280,7 @@ def test_what_a_client_gets_for_two_jobs_is_sent_once(punctual: Any) -> None:
 
 def test_what_stays_at_its_owner_and_what_the_server_does_is_free(punctual: Any) -> None:
     def jobs(model: Model, now: Round) -> list[Job]:
-        return [Job(0, model, communicates=False), Job(SERVER, model, probes={"loss": probes.mean_loss})]
+        return [Job(0, model, source=None, returns="nothing"), Job(SERVER, model, probes={"loss": probes.mean_loss})]
 
     engine = helpers.engine_of(punctual, Script(jobs))
     costs = engine.step(engine.begin())[0].costs
@@ -296,7 +296,7 @@ def test_a_measurement_sends_the_model_down_and_its_statistics_up(punctual: Any)
     costs, federation = engine.step(engine.begin())[0].costs, punctual.federation
     assert costs.bytes_down == model_bytes(punctual)
     assert costs.bytes_up == 8 * (1 + 3 * federation.examples(0))
-    assert costs.macs == federation.examples(0) * federation.forward_macs
+    assert costs.macs == 2 * federation.examples(0) * federation.forward_macs  # a pass for each of the two
     assert costs.local_steps == 0
 
 
@@ -328,7 +328,7 @@ def test_raw_data_do_not_move_unless_the_method_says_so(punctual: Any, reader: i
 )
 def test_raw_data_are_booked_once_for_the_whole_run(punctual: Any, reader: int, owner: int, channel: str) -> None:
     def jobs(model: Model, now: Round) -> list[Job]:
-        return [Job(reader, model, view=View(owners=(reader, owner)), communicates=False) for _ in range(2)]
+        return [Job(reader, model, view=View(owners=(reader, owner)), source=None, returns="nothing") for _ in range(2)]
 
     engine = helpers.engine_of(punctual, Script(jobs, moves_raw_data=True))
     seen, federation = helpers.snapshots(engine), punctual.federation
@@ -359,7 +359,7 @@ def test_start_server_trains_once_and_is_booked() -> None:
     assert helpers.identical(begun.state, again.state)
     work = federation.work.__class__(lr=0.1, batch_size=8, steps=4)
     rows, reference = federation.split.server_train, helpers.Central(federation, federation.start, lr=0.1)
-    index = [rows[p] for p in helpers.batches(12, work, helpers.stream(0, "local", -1, SERVER, "start", 0), 4)]
+    index = [rows[p] for p in helpers.batches(12, work, helpers.stream(0, "local", 0, SERVER, "start", 0), 4)]
     assert helpers.close(begun.state["global"].params, reference.train(index))
     assert begun.costs.server_macs == begun.costs.macs == 3 * 4 * 8 * federation.forward_macs
     assert begun.costs.local_steps == begun.costs.bytes_down == 0

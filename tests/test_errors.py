@@ -262,7 +262,7 @@ def test_data_that_are_damaged(tmp_path: Path, damage: Callable[[bytes], bytes],
     [
         (b"", "cannot read"),
         (b"no weights", "cannot read"),
-        (pickle.dumps({"a": 1}, protocol=2), "magic number"),
+        (pickle.dumps({"a": 1}, protocol=2), "cannot read"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])

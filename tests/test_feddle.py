@@ -233,7 +233,7 @@ def test_affine_coefficients_keep_their_sum_through_a_search(kind, norm, granula
 @pytest.mark.parametrize("constraint", ["nonneg", "simplex", "box"])
 def test_bounds_hold_through_a_search_and_are_met(constraint, kind) -> None:
     case = [f"merging.coef.constraint={constraint}", f"merging.search.kind={kind}", "merging.coef.c_max=0.4"]
-    lr = 10 if kind == "sgd" else 0.5
+    lr = {"adam": 0.5, "sgd": 10, "es": 1.5}[kind]
     played = play(*case, *PURE, f"merging.search.lr={lr}", "merging.search.steps=15", rounds=3)
     c = torch.cat([coefficients(state) for state in played.states[1:]])
     if constraint == "box":
@@ -304,8 +304,15 @@ def test_the_closed_form_is_a_newton_step_for_a_linear_net(prox, constraint) -> 
     torch.testing.assert_close(coefficients(played.states[1]).squeeze(1), best, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["adam", "sgd", "es", "closed_form"])
-@pytest.mark.parametrize("objective", ["ce", "kd", "entropy", "mix"])
+@pytest.mark.parametrize(
+    ("objective", "kind"),
+    [
+        (objective, kind)
+        for objective in ("ce", "kd", "entropy", "mix")
+        for kind in ("adam", "sgd", "es", "closed_form")
+        if (objective, kind) != ("entropy", "closed_form")
+    ],
+)
 def test_the_search_lowers_the_loss_it_searches(objective, kind) -> None:
     case = [f"merging.objective={objective}", f"merging.search.kind={kind}", *PURE]
     case += [f"merging.search.lr={0.1 if kind == 'sgd' else 0.005}"]
@@ -448,7 +455,7 @@ def test_running_statistics_are_the_arrivals_mean_and_never_merged_with_signs() 
         assert len(returned) == 3
         for name in ("norm.running_mean", "norm.running_var"):
             torch.testing.assert_close(buffers[name], torch.stack([b[name] for b in returned]).mean(0))
-        assert P.is_finite(buffers)
+        assert P.all_finite(buffers)
         assert (buffers["norm.running_var"] > 0).all()
     assert coefficients(played.states[-1]).min() < 0
 
@@ -500,14 +507,13 @@ def poisoned(plan: Plan, label: int | None) -> Plan:
     return plan
 
 
-@pytest.mark.parametrize("objective", ["kd", "entropy"])
 @pytest.mark.parametrize(
-    ("kind", "evict", "accept"),
+    ("objective", "kind", "evict", "accept"),
     [
-        ("adam", "cosine", "heldout"),
-        ("sgd", "coef", "train"),
-        ("es", "coef", "none"),
-        ("closed_form", "cosine", "none"),
+        *((objective, "adam", "cosine", "heldout") for objective in ("kd", "entropy")),
+        *((objective, "sgd", "coef", "train") for objective in ("kd", "entropy")),
+        *((objective, "es", "coef", "none") for objective in ("kd", "entropy")),
+        ("kd", "closed_form", "cosine", "none"),
     ],
 )
 def test_surrogates_never_read_the_servers_labels(objective, kind, evict, accept) -> None:
@@ -610,7 +616,7 @@ def check_reports(played: Run) -> None:
         told = Counter((client, value) for name, client, value in record.reports if name == "coefficient")
         assert told >= Counter((e["client"], e["coefficients"].mean().item()) for e in state["atlas"])
     assert [len(state["atlas"]) for state in played.states[1:]] == [n for (n,) in played.reported("atlas")]
-    assert P.is_finite(played.states[-1]["global"].params)
+    assert P.all_finite(played.states[-1]["global"].params)
 
 
 @pytest.mark.parametrize("case", NUMBERS)

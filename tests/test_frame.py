@@ -16,10 +16,13 @@ def test_rows_of_all_runs_with_their_keys(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     line = ["baseline=fedavg", "rounds=2", "clients.number=4", "clients.per_round=2", "ui=none"]
     assert main(["train", "-m", *line, "partitioning.alpha=0.5,5"]) == 0
-    table = frame(keys=("method", "partitioning.alpha", "not.there"))
-    assert list(table.columns[:4]) == ["run", "method", "partitioning.alpha", "not.there"]
+    table = frame(keys=("method", "partitioning.alpha"))
+    assert list(table.columns[:4]) == ["run", "method", "partitioning.alpha", "round"]
     assert set(table["partitioning.alpha"]) == {0.5, 5}
-    assert table["not.there"].isna().all()
+    with pytest.raises(ConfigError, match="alpha"):
+        frame(keys="partitioning.alhpa")
+    with pytest.raises(ConfigError, match="clients"):
+        frame(table="client")
     one = table[(table["partitioning.alpha"] == 5) & (table.scope == "global")]
     assert list(one["round"]) == [1, 2]
     assert math.isclose(one.bytes_up.iloc[1], 2 * one.bytes_up.iloc[0])

@@ -98,7 +98,7 @@ def test_what_is_served_is_finite_and_has_moved(plan: Plan) -> None:
         assert sum(served.weight for served in ensemble) > 0
         for served in ensemble:
             assert P.Layout.of(served.model.params) == P.Layout.of(plan.federation.start.params)
-            assert P.is_finite(served.model.params)
+            assert P.all_finite(served.model.params)
     assert any(not torch.equal(P.flatten(s.model.params), start) for ensemble in ensembles for s in ensemble)
     assert any(deployed(plan, seen[0]))  # before round 0 too
 

@@ -56,7 +56,7 @@ def test_norm_is_over_all_tensors() -> None:
 
 @pytest.mark.parametrize(("value", "finite"), [(1.0, True), (float("nan"), False), (float("-inf"), False)])
 def test_is_finite(value: float, finite: bool) -> None:
-    assert P.is_finite(vector(0, 0, value) | {"count": torch.tensor(2**62)}) is finite
+    assert P.all_finite(vector(0, 0, value) | {"count": torch.tensor(2**62)}) is finite
 
 
 def test_bytes_count_a_tensor_once_however_often_it_is_named() -> None:

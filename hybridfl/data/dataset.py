@@ -107,6 +107,11 @@ def checked(x: NDArray[Any], y: NDArray[Any], classes: int, file: Path | str) ->
     return Examples(np.ascontiguousarray(x), np.ascontiguousarray(y, dtype=np.int64))
 
 
+def problem_of(examples: Examples, classes: int) -> str | None:
+    """What is wrong with the structure of examples, if anything; a sentence without its end."""
+    return _problem(np.asarray(examples.x), np.asarray(examples.y), classes)
+
+
 def _problem(x: NDArray[Any], y: NDArray[Any], classes: int) -> str | None:
     if x.ndim != 4:
         return f"images have shape {x.shape}, expected four axes (examples, channels, height, width)"

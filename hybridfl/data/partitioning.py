@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridfl.build import PositiveFloat, PositiveInt
+from hybridfl.build import PositiveInt, Range
 from hybridfl.data.dataset import IntArray
 from hybridfl.errors import ConfigError
 
@@ -75,7 +75,7 @@ class Dirichlet:
         seed: of the draw; ``None`` is the run's.
     """
 
-    alpha: PositiveFloat = 0.1
+    alpha: Annotated[float, Range(above=0, infinite=True)] = 0.1
     min_examples: PositiveInt = 2
     seed: int | None = None
 

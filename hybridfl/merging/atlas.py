@@ -4,7 +4,7 @@ Feddle, Zhu et al. 2025, arXiv 2503.20138 (overview figure: buffer with add and 
 text could not be read: removal rules and formulas of normalisation are inferred.
 
 An entry is a plain dict, so that an atlas can be part of a method's state: ``update`` ``(d,)``, ``client``, ``birth``
-(round the client started), ``added`` (round it arrived), ``coefficients`` ``(G,)`` it had in the last merge.
+(round the client started), ``added`` (round it arrived) and, once merged, ``coefficients`` ``(G,)`` of the last merge.
 """
 
 from __future__ import annotations

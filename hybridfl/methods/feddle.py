@@ -189,6 +189,10 @@ class Feddle(Facts):
             raise ConfigError(
                 "coef.constraint", f"got {coef.constraint}; search.kind=closed_form takes affine or free."
             )
+        if objective == "entropy" and search.kind == "closed_form":
+            raise ConfigError(
+                "search.kind", "got closed_form, whose curvature is not that of objective=entropy; try adam."
+            )
         if objective == "head" and search.kind not in ("adam", "sgd"):
             raise ConfigError("search.kind", f"got {search.kind}; objective=head takes adam or sgd.")
         self.anchor, self.atlas, self.norm = anchor, atlas, norm
@@ -228,7 +232,9 @@ class Feddle(Facts):
         c, fell_back = yield from self._guarded(space, damped, now)
         params = P.detach(replace(space.span, constraint="free")({"c": c}, space.frozen))
         entries = [entry | {"coefficients": row} for entry, row in zip(entries, c, strict=True)]
-        kept = [e for e in entries if e["added"] == now.index or not self._negligible(e, space, len(arrived))]
+        # After a fallback the coefficients say nothing of the anchors.
+        keeps_all = fell_back or self.atlas.drop_below == 0
+        kept = [e for e in entries if keeps_all or e["added"] == now.index or not self._negligible(e, space, arrived)]
         for entry in entries:
             now.report("coefficient", entry["coefficients"].mean(), entry["client"])
         now.report("fallback", fell_back)
@@ -246,11 +252,10 @@ class Feddle(Facts):
             "client": result.participant,
             "birth": result.birth,
             "added": now.index,
-            "coefficients": torch.zeros(1),
         }
 
-    def _negligible(self, entry: A.Entry, space: _Space, arrived: int) -> bool:
-        relative = entry["coefficients"].abs().mean() / space.length * arrived
+    def _negligible(self, entry: A.Entry, space: _Space, arrived: Results) -> bool:
+        relative = entry["coefficients"].abs().mean() / space.length * len(arrived)
         return float(relative) < self.atlas.drop_below
 
     def _downhill(self, state: State, teachers: Teachers) -> Generator[list[Job], Results, Tensor]:

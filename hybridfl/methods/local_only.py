@@ -13,11 +13,11 @@ class LocalOnly(Facts):
     """Each client continues its own model whenever it is sampled; there is no global model and nothing is sent."""
 
     def init(self, federation: Federation) -> State:
-        return {"models": [federation.fresh_model() for _ in range(federation.clients.number)]}
+        return {"models": [federation.fresh_model(k) for k in range(federation.clients.number)]}
 
     def round(self, state: State, now: Round) -> Generator[list[Job], Results, State]:
         models = list(state["models"])
-        results = yield [Job(client, models[client], communicates=False) for client in now.clients]
+        results = yield [Job(k, models[k], source=None, returns="nothing") for k in now.clients]
         for result in results:
             models[result.participant] = result.model
         return {"models": models}

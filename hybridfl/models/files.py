@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -19,7 +18,10 @@ def read_weights(path: Path, like: Model) -> Model:
         ConfigError: under the key ``start``: no such file, not weights, or names and shapes that do not fit the net.
     """
     if not path.is_file():
-        raise ConfigError("start", f"got '{path}'. {nearest(str(path), ('random', 'server'))} Or a file of weights.")
+        hint = nearest(str(path), ("random", "server"))
+        raise ConfigError(
+            "start", f"got '{path}'. {hint} Or a file of weights (.safetensors, .pt); there is none of that name."
+        )
     tensors = _read(path)
     wanted = {**like.params, **like.buffers}
     missing, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
@@ -35,16 +37,15 @@ def read_weights(path: Path, like: Model) -> Model:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError("start", f"cannot read '{path}' as weights: {reason}") from error
+    except Exception as error:  # whatever a broken file makes a reader raise
+        problem = f"cannot read '{path}' as weights ({type(error).__name__})"
+        raise ConfigError("start", f"{problem}; expected safetensors, or a state dict saved by torch.save.") from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
