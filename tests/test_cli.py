@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from cli_helpers import TINY, call, done, rows, status_of
 
 from hybridfl import __version__, cli, experiment
 from hybridfl.config import GROUPS, choices
-from hybridfl.engine import Engine
+from hybridfl.engine import Engine, Record, Snapshot
 
 ROOT = Path(__file__).parent.parent
 
@@ -285,3 +286,55 @@ def test_compare_and_show_read_what_train_wrote() -> None:
     shown = call("show", str(run))
     assert shown.status == 0
     assert "feddle" in shown.out
+
+
+def test_a_run_ends_with_its_result_and_a_stored_one_tells_it_again() -> None:
+    line = ("train", *TINY, "baseline=fedavg", "ui=plain")
+    first, again = call(*line), call(*line)
+    final = [row for row in rows(first.folder / "metrics.csv") if row["scope"] == "global"][-1]
+    result = f"accuracy global {100 * float(final['accuracy']):.1f} %"
+    assert f"done: {result}" in first.out
+    assert f"already done: {result}" in again.out
+
+
+def test_the_split_is_told_and_logged() -> None:
+    answer = call("train", *TINY, "baseline=fedavg", "ui=plain")
+    split = status_of(answer.folder)["split"]
+    assert f"split {split}" in answer.out
+    log = (answer.folder / "log.txt").read_text()
+    assert re.search(rf"split {split}, \d+ examples moved", log)
+
+
+def test_numbers_written_otherwise_are_the_same_run() -> None:
+    folders = {
+        done(*TINY, "baseline=fedavg", f"clients.delay={zero}", f"client_optimizer.lr={one}")
+        for zero, one in (("0", "1"), ("0.0", "1.0"), ("0e0", "1e0"))
+    }
+    assert len(folders) == 1
+
+
+def test_a_path_may_begin_with_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folder = done(*TINY, "baseline=fedavg", "output_dir=~/results")
+    assert folder.parent == tmp_path / "home" / "results" / "runs"
+    assert call("compare", "~/results".replace("~", str(tmp_path / "home"))).status == 0
+
+
+def test_compare_takes_a_digest() -> None:
+    folder = done(*TINY, "baseline=fedavg")
+    assert call("compare", folder.name[:8], "--format", "csv").out.splitlines()[1].startswith("fedavg,1,")
+
+
+def test_continuing_on_another_number_of_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Engine.step
+
+    def stop_after_one(self: Engine, before: Snapshot) -> tuple[Snapshot, Record]:
+        if before.round == 1:
+            raise KeyboardInterrupt
+        return original(self, before)
+
+    line = ("train", *TINY, "baseline=fedavg", "ui=plain")
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "step", stop_after_one)
+        assert call(*line).status == 130
+    assert "continues with threads 2, began with 1" in call(*line, "executor.threads=2").out

@@ -386,3 +386,108 @@ def test_a_method_that_does_not_fit_is_refused_before_any_work(overrides: list[s
         helpers.plan(*overrides)
     assert caught.value.key == key
     assert overrides[0] in caught.value.problem
+
+
+# -- mistakes of a method --------------------------------------------------------------------------------------------
+
+
+class NoYield(Diary):
+    def round(self, state: State, now: Round) -> Any:
+        return state
+
+
+class NoReturn(Diary):
+    def round(self, state: State, now: Round) -> Any:
+        yield [Job(k, state["global"]) for k in now.clients]
+
+
+class NoList(Diary):
+    def round(self, state: State, now: Round) -> Any:
+        yield Job(now.clients[0], state["global"])
+
+
+class NoModel(Diary):
+    def serve(self, state: State, participant: int) -> Any:
+        return [state["global"]]
+
+
+@pytest.mark.parametrize(
+    ("method", "text"),
+    [
+        (NoYield, "NoYield.round must yield lists of jobs; it returned dict at once"),
+        (NoReturn, "NoReturn.round must return its new state, a dict; got NoneType"),
+        (NoList, r"NoList.round must yield lists of Job\(participant, Model\); it yielded Job"),
+        (NoModel, r"NoModel.serve must return a list of Served\(Model\); got list of Model"),
+    ],
+)
+def test_what_a_method_does_wrong_is_said(punctual: Any, method: type[Diary], text: str) -> None:
+    engine = helpers.engine_of(punctual, method())
+    with pytest.raises(HybridflError, match=text):
+        engine.step(engine.begin())
+
+
+class Diverging(Diary):
+    def round(self, state: State, now: Round) -> Generator[list[Job], Results, State]:
+        yield [Job(k, state["global"]) for k in now.clients]
+        return state | {"global": _filled(state["global"], math.inf)}
+
+
+def test_a_state_that_serves_no_finite_model_is_not_taken(punctual: Any) -> None:
+    engine = helpers.engine_of(punctual, Diverging(), max_bad_rounds=2)
+    first, record = engine.step(engine.begin())
+    assert P.all_finite(first.state)
+    assert record.notes == ["round 1: the method's new global model is not finite; the state stays as it was"]
+    with pytest.raises(HybridflError, match="2 bad rounds in a row"):
+        engine.step(first)
+
+
+def test_a_statistic_that_is_not_finite_is_no_result(punctual: Any) -> None:
+    def jobs(model: Model, now: Round) -> list[Job]:
+        return [Job(SERVER, model, steps=0, probes={"bad": lambda seen: torch.tensor(math.nan)})]
+
+    engine = helpers.engine_of(punctual, Script(jobs))
+    _, record = engine.step(engine.begin())
+    assert "the server returned a non-finite loss, update or statistic" in record.notes[0]
+
+
+# -- who sends what --------------------------------------------------------------------------------------------------
+
+
+def test_only_what_moves_is_booked(punctual: Any) -> None:
+    size, base = model_bytes(punctual), torch.zeros(100)
+
+    def cost(**options: Any) -> tuple[int, int, int]:
+        def jobs(model: Model, now: Round) -> list[Job]:
+            return [Job(0, model, ctx={"base": base}, probes={"loss": probes.mean_loss}, **options)]
+
+        engine = helpers.engine_of(punctual, Script(jobs))
+        costs = engine.step(engine.begin())[0].costs
+        return costs.bytes_down, costs.bytes_up, costs.bytes_peer
+
+    assert cost() == (size + 400, size + 8, 0)
+    assert cost(held=frozenset({"base"})) == (size, size + 8, 0)
+    assert cost(source=None) == (400, size + 8, 0)
+    assert cost(source=1) == (0, size + 8, size + 400)
+    assert cost(returns="probes") == (size + 400, 8, 0)
+    assert cost(source=None, held=frozenset({"base"}), returns="nothing") == (0, 0, 0)
+
+
+def test_a_methods_streams_are_not_the_engines(punctual: Any) -> None:
+    engine = helpers.engine_of(punctual, Diary())
+    number, cohort = punctual.settings.clients.number, punctual.settings.clients.cohort
+    now = Round(0, 1, [], cohort, punctual.federation.work, punctual.federation.seed)
+    drawn = [a.client for a in engine.schedule.born(0)]
+    assert sorted(drawn) == sorted(helpers.stream(0, "cohort", 0).choice(number, cohort, replace=False).tolist())
+    assert now.rng("cohort").integers(2**60) != helpers.stream(0, "cohort", 0).integers(2**60)
+
+
+def test_the_atlas_costs_its_map(punctual: Any) -> None:
+    """A step of the search costs K·d forward and K·d backward beside the passes of the net."""
+    line = ("merging.search.steps=1", "merging.search.batch=4", "merging.fallback.accept=none")
+    federation = helpers.plan(*line).federation
+    engine = helpers.plan(*line).engine()
+    costs = engine.step(engine.begin())[0].costs
+    width = sum(t.numel() for t in federation.start.params.values())
+    anchors, examples = federation.clients.cohort, federation.examples(SERVER)
+    passes = 3 * 4 + 2 * examples
+    assert costs.server_macs == passes * federation.forward_macs + (2 + 2) * anchors * width

@@ -667,6 +667,7 @@ def test_the_shipped_config_holds_the_signatures_defaults() -> None:
             for kind in ("es", "closed_form")
         ),
         (["merging.objective=head", f"model._target_={__name__}.Headless"], "merging.objective"),
+        (["merging.objective=entropy", "merging.search.kind=closed_form"], "merging.search.kind"),
         (["merging.search.kind=cma"], "merging.search.kind"),
         (["merging.fallback.damp=1.5"], "merging.fallback.damp"),
         (["merging.search.lr=0"], "merging.search.lr"),

@@ -129,3 +129,21 @@ def test_they_are_listed_and_checked_like_the_shipped_ones(users: Path) -> None:
     message = output(users, "train", *LINE, "merging.share=1.5", status=2)
     assert message == "hybridfl: merging.share: got 1.5: must be at most 1; nearest valid value: 1.\n"
     assert not (users / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ("return self", "mine.Stripes.load gave a Stripes, expected a hybridfl.data.dataset.Dataset"),
+        ("x = x.astype(float)\n        return Examples(x, y)", "train part whose images have type float64"),
+        ("return Examples(x, y + 1)", "train part whose label 6 is out of range"),
+    ],
+)
+def test_a_data_set_that_is_none_is_refused(users: Path, wrong: str, text: str) -> None:
+    line = '        return Dataset("stripes"' if wrong == "return self" else "        return Examples(x, y)"
+    module = "\n".join(f"        {wrong}" if row.startswith(line) else row for row in MODULE.split("\n"))
+    assert module != MODULE
+    (users / "mine.py").write_text(module)
+    message = output(users, "train", *LINE, status=2)
+    assert message.startswith("hybridfl: dataset._target_: ")
+    assert text in message

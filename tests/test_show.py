@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hybridfl import runs, show
+from hybridfl import runs, show, store
 from hybridfl.errors import ConfigError, DataError
 
 CONFIG = """\
@@ -148,3 +148,10 @@ def test_half_a_line_of_a_run_at_work_is_no_evaluation(tmp_path: Path) -> None:
     curve = runs.read_run(make(tmp_path, "abc")).curves["global"]
     assert curve.rounds == [1, 2]
     assert curve.bytes == [3e6, 6.5e6]
+
+
+def test_a_killed_run_is_not_said_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make(tmp_path, "abc", status="running")
+    assert "stopped (the same command continues it)" in printed(capsys, str(folder))
+    with store.claim(tmp_path, "abc", False, print):
+        assert "status     running, " in printed(capsys, str(folder))
