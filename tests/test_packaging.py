@@ -40,6 +40,8 @@ def test_config_begins_by_telling_what_it_is(path: Path) -> None:
     assert header in ([], [0]), f"{path}: '# @package' must be the first line, or Hydra does not see it"
     told = "\n".join(lines[len(header) :][:1])
     assert told.startswith("# ") and len(told) >= 20, f"{path}: begins with {told!r}, not with a comment that tells"
+    sourced = re.search(r"[A-Z]\w+( et al\.)? (19|20)\d\d\b", told) or told.endswith("(no paper)")
+    assert sourced, f"{path}: the first comment names authors and year, or ends with '(no paper)': {told!r}"
 
 
 def test_make_help_lists_every_target() -> None:
