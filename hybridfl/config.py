@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,8 +108,6 @@ class Composer:
         self.extra = config_dir.resolve() if config_dir else None
 
     def __enter__(self) -> Composer:
-        # Without it Hydra prints its own text and exits with status 1 instead of raising.
-        os.environ["HYDRA_FULL_ERROR"] = "1"
         from hydra import initialize_config_dir
         from hydra.core.global_hydra import GlobalHydra
 
@@ -132,6 +129,7 @@ class Composer:
         """
         from omegaconf import OmegaConf
 
+        overrides = [_without_tilde(override) for override in overrides]
         with self._explained(overrides):
             composed = self._raw(overrides)
             chosen = composed.hydra.runtime.choices
@@ -153,6 +151,7 @@ class Composer:
         """
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
+        overrides = [_without_tilde(override) for override in overrides]
         with self._explained(overrides, sweep=True):
             preset = self._raw(_choices_only(overrides)).hydra.sweeper.get("params") or {}
             typed = {text.split("=", 1)[0] for text in overrides}
@@ -170,9 +169,7 @@ class Composer:
     def _raw(self, overrides: Sequence[str]) -> Any:
         from hydra import compose
 
-        return compose(
-            "config", overrides=[*map(_without_tilde, overrides), *self._search_path()], return_hydra_config=True
-        )
+        return compose("config", overrides=[*overrides, *self._search_path()], return_hydra_config=True)
 
     def _search_path(self) -> list[str]:
         if self.extra is None:
@@ -211,7 +208,11 @@ class Composer:
             except (HydraException, ValueError) as broken:
                 if not text.partition("=")[0] or "=" not in text:
                     return ConfigError(text, "is not an override; write it as key=value, such as rounds=10.")
-                return ConfigError(text.split("=", 1)[0], f"cannot read '{text}': {_first_line(broken)}")
+                hint = "Quote a value with special characters, key=\"'a=b'\", and leave no space after a comma"
+                return ConfigError(
+                    text.split("=", 1)[0],
+                    f"cannot read '{text}'. {hint} ({_first_line(broken).partition(' expecting')[0]}).",
+                )
             found = self._wrong_override(override, keys)
             if not found and override.is_sweep_override() and not sweep:
                 value = text.partition("=")[2]
