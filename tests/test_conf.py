@@ -16,7 +16,7 @@ import yaml
 from cli_helpers import SMALL_DATA, call, done, rows
 
 from hybridfl.build import locate, signature_of
-from hybridfl.config import GROUPS, choices, conf_dir
+from hybridfl.config import GROUPS, Composer, choices, conf_dir
 from hybridfl.plan import Settings
 
 FILES = [(group, name) for group in GROUPS for name in choices(group)]
@@ -128,3 +128,20 @@ def test_list_tells_what_every_file_is(group: str) -> None:
     assert set(told) == set(choices(group))
     for name, text in told.items():
         assert choices(group)[name].read_text().replace("# @package _global_\n", "").startswith(f"# {text}\n")
+
+
+@pytest.mark.parametrize("name", [name for name in choices("experiment") if name != "none"])
+def test_a_presets_own_values_win_over_the_defaults(name: str) -> None:
+    preset = yaml.safe_load(choices("experiment")[name].read_text())
+    wanted = {k: v for k, v in preset.items() if k not in ("defaults", "hydra")}
+    with Composer() as composer:
+        composed = composer.compose([f"experiment={name}"]).config
+
+    def check(node: Any, there: Any, where: str) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                check(value, there[key], f"{where}.{key}")
+        else:
+            assert there == node, where
+
+    check(wanted, composed, name)
