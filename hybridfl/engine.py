@@ -20,7 +20,8 @@ from hybridfl.costs import Costs, returned, sent
 from hybridfl.errors import ConfigError, HybridflError
 from hybridfl.executors import Executor
 from hybridfl.federation import Federation
-from hybridfl.local import TRAINING_PASSES, LocalWork, Outcome, Task
+from hybridfl.local import TRAINING_PASSES, Outcome, Task
+from hybridfl.optimizers import LocalWork
 from hybridfl.rng import stream, torch_seed
 from hybridfl.types import SERVER, Job, Method, Model, Result, Results, Round, Served, State
 

@@ -16,7 +16,8 @@ from hybridfl.costs import FlopCounter
 from hybridfl.data.dataset import Dataset, Examples
 from hybridfl.data.split import Split
 from hybridfl.errors import ConfigError
-from hybridfl.local import LocalWork, Workbench
+from hybridfl.local import Workbench
+from hybridfl.optimizers import LocalWork
 from hybridfl.rng import stream
 from hybridfl.types import SERVER, Model, View
 

@@ -1,7 +1,6 @@
 """Local work: one participant, its examples, a number of optimiser steps on θ.
 
-Everything here is a function of its arguments. The optimisers keep their state in plain dicts of tensors, so that it
-can be sent, returned and checkpointed; they are tested to agree with ``torch.optim``.
+Everything here is a function of its arguments.
 """
 
 from __future__ import annotations
@@ -9,9 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from typing import Annotated, Any, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridfl import params as P
-from hybridfl.build import NonNegativeFloat, PositiveFloat, PositiveInt, Range
-from hybridfl.errors import ConfigError
+from hybridfl.optimizers import LocalWork, batches, clipped, learning_rates
 from hybridfl.params import Params
 from hybridfl.types import Apply, Batch, Job, Model, ProbeInput, Result, State
 
@@ -28,124 +25,6 @@ TRAINING_PASSES = 3
 """A step costs one forward and about two forward passes backward (Kaplan et al. 2020, arXiv 2001.08361)."""
 TRAINING_MAPS = 2
 """A map linear in θ costs as much backward as forward."""
-
-Beta = Annotated[float, Range(low=0, below=1)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalWork:
-    """How much a participant works and with which optimiser; subclasses say how a step is made.
-
-    Attributes:
-        lr: learning rate in round 0.
-        batch_size: examples a step; a participant with fewer uses all of them.
-        steps: number of steps; given, it replaces ``epochs``.
-        epochs: passes over the participant's examples, the last batch of each may be short.
-        lr_decay: the rate of round t is ``lr · lr_decay ** t``.
-        weight_decay: of the optimiser.
-        clip_norm: the gradient is scaled down to this Euclidean length; null leaves it.
-        lr_factors: name pattern → factor on the rate of the matching entries of θ.
-    """
-
-    lr: PositiveFloat = 0.1
-    batch_size: PositiveInt = 16
-    steps: PositiveInt | None = None
-    epochs: PositiveInt = 1
-    lr_decay: Annotated[float, Range(above=0, high=1)] = 1.0
-    weight_decay: NonNegativeFloat = 0.0
-    clip_norm: PositiveFloat | None = None
-    lr_factors: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if type(self) is LocalWork:
-            raise ConfigError("_target_", "is required: an optimiser such as hybridfl.local.SGD.")
-
-    def count(self, examples: int) -> int:
-        """Steps of a participant that holds this many examples."""
-        if self.steps is not None:
-            return self.steps
-        return self.epochs * math.ceil(examples / self.batch_size)
-
-    def update(self, theta: Params, grads: Params, state: State, lrs: Mapping[str, float]) -> None:
-        """One step in place on θ and on the optimiser's state (empty before the first step)."""
-        raise NotImplementedError("choose an optimiser: SGD, Adam or AdamW")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SGD(LocalWork):
-    """Stochastic gradient descent with momentum, as ``torch.optim.SGD`` (Sutskever et al. 2013)."""
-
-    momentum: Beta = 0.0
-    nesterov: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.nesterov and self.momentum == 0:
-            raise ConfigError("nesterov", "got true with momentum 0: give a momentum, such as momentum=0.9.")
-
-    def update(self, theta: Params, grads: Params, state: State, lrs: Mapping[str, float]) -> None:
-        if self.weight_decay:
-            grads = P.add(grads, theta, self.weight_decay)
-        if self.momentum:
-            velocity = state.setdefault("momentum", {})
-            for name, grad in grads.items():
-                if name in velocity:
-                    velocity[name].mul_(self.momentum).add_(grad)
-                else:
-                    velocity[name] = grad.clone()
-            grads = P.add(grads, velocity, self.momentum) if self.nesterov else velocity
-        for name, tensor in theta.items():
-            tensor.add_(grads[name], alpha=-lrs[name])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adam(LocalWork):
-    """Adam (Kingma, Ba 2015, arXiv 1412.6980), as ``torch.optim.Adam``."""
-
-    beta1: Beta = 0.9
-    beta2: Beta = 0.999
-    eps: PositiveFloat = 1e-8
-
-    def decay(self, theta: Params, grads: Params, lrs: Mapping[str, float]) -> Params:
-        return P.add(grads, theta, self.weight_decay) if self.weight_decay else grads
-
-    def update(self, theta: Params, grads: Params, state: State, lrs: Mapping[str, float]) -> None:
-        grads = self.decay(theta, grads, lrs)
-        step = state["step"] = state.get("step", 0) + 1
-        first, second = state.setdefault("mean", {}), state.setdefault("square", {})
-        correction1, correction2 = 1 - self.beta1**step, 1 - self.beta2**step
-        for name, grad in grads.items():
-            if name not in first:
-                first[name], second[name] = torch.zeros_like(grad), torch.zeros_like(grad)
-            first[name].lerp_(grad, 1 - self.beta1)
-            second[name].mul_(self.beta2).addcmul_(grad, grad, value=1 - self.beta2)
-            scale = second[name].sqrt().div_(math.sqrt(correction2)).add_(self.eps)
-            theta[name].addcdiv_(first[name], scale, value=-lrs[name] / correction1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov, Hutter 2019, arXiv 1711.05101), as ``torch.optim.AdamW``."""
-
-    def decay(self, theta: Params, grads: Params, lrs: Mapping[str, float]) -> Params:
-        for name, tensor in theta.items():
-            tensor.mul_(1 - lrs[name] * self.weight_decay)
-        return grads
-
-
-def batches(examples: int, work: LocalWork, rng: np.random.Generator, steps: int) -> Iterator[np.ndarray]:
-    """Positions of the examples of each step.
-
-    Epochs are reshuffled passes cut into batches, the last one short. With ``work.steps`` the passes form one endless
-    stream cut into full batches, so that every step sees ``min(batch_size, examples)`` examples.
-    """
-    size = min(work.batch_size, examples)
-    order = np.empty(0, dtype=np.int64)
-    for _ in range(steps):
-        if len(order) == 0 or (work.steps is not None and len(order) < size):
-            order = np.concatenate([order, rng.permutation(examples)])
-        yield order[:size]
-        order = order[size:]
 
 
 def cross_entropy(apply: Apply, theta: Params, params: Params, batch: Batch, ctx: Mapping[str, Any]) -> Tensor:
@@ -319,21 +198,6 @@ def _applier(net: nn.Module, buffers: Params) -> Apply:
         return cast(Tensor, torch.func.functional_call(net, {**params, **buffers}, (x,)))
 
     return apply
-
-
-def learning_rates(work: LocalWork, theta: Mapping[str, Tensor], round: int) -> dict[str, float]:
-    """The rate of every entry of θ in this round."""
-    rate = work.lr * work.lr_decay**round
-    return {
-        name: rate * math.prod(f for pattern, f in work.lr_factors.items() if fnmatchcase(name, pattern))
-        for name in theta
-    }
-
-
-def clipped(grads: Params, limit: float) -> Params:
-    """Gradients scaled down to a joint Euclidean length of at most ``limit``."""
-    factor = (limit / (P.norm(grads) + 1e-6)).clamp(max=1.0)
-    return {name: grad * factor for name, grad in grads.items()}
 
 
 def _copied(state: Any) -> Any:

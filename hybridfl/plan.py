@@ -28,8 +28,9 @@ from hybridfl.errors import ConfigError, nearest
 from hybridfl.evaluation import Evaluation
 from hybridfl.executors import Executor
 from hybridfl.federation import Federation, check_net, initial_model
-from hybridfl.local import LocalWork, torch_random
+from hybridfl.local import torch_random
 from hybridfl.models.files import read_weights
+from hybridfl.optimizers import LocalWork
 from hybridfl.rng import torch_seed
 from hybridfl.types import SERVER, Method
 

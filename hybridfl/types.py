@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from hybridfl import params as P
+from hybridfl.optimizers import LocalWork
 from hybridfl.parametrization import Parametrization, full
 from hybridfl.params import Params
 from hybridfl.rng import stream
 
 if TYPE_CHECKING:
     from hybridfl.federation import Federation
-    from hybridfl.local import LocalWork
 
 SERVER: Final = -1
 """The server as a participant; clients are 0 … K - 1."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from hybridfl.config import Composed, Composer
 from hybridfl.engine import Engine, Snapshot
 from hybridfl.federation import Federation
-from hybridfl.local import LocalWork, batches
+from hybridfl.optimizers import LocalWork, batches
 from hybridfl.params import Params
 from hybridfl.plan import DataCache, Plan, make_plan
 from hybridfl.rng import stream

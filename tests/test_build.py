@@ -11,7 +11,7 @@ import pytest
 
 from hybridfl.build import Range, build, call, convert, locate
 from hybridfl.errors import ConfigError
-from hybridfl.local import SGD, LocalWork
+from hybridfl.optimizers import SGD, LocalWork
 
 if TYPE_CHECKING:
     from nowhere import Unknown
@@ -173,7 +173,7 @@ def test_a_target_with_open_keywords_takes_what_it_does_not_name() -> None:
 def test_an_error_of_the_target_itself_comes_under_its_key() -> None:
     assert refused("unlucky", width=13).key == "group.width"
     with pytest.raises(ConfigError, match=r"^group\.part\.nesterov: got true with momentum 0"):
-        build(node(Outer, width=1, part={"_target_": "hybridfl.local.SGD", "nesterov": True}), "group")
+        build(node(Outer, width=1, part={"_target_": "hybridfl.optimizers.SGD", "nesterov": True}), "group")
 
 
 def test_inherited_fields_are_checked_too() -> None:

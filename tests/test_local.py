@@ -19,19 +19,8 @@ from hybridfl import params as P
 from hybridfl import probes
 from hybridfl.checkpoints import pack, unpack
 from hybridfl.errors import ConfigError
-from hybridfl.local import (
-    SGD,
-    Adam,
-    AdamW,
-    LocalWork,
-    Task,
-    Workbench,
-    batches,
-    clipped,
-    learning_rates,
-    predict,
-    run_task,
-)
+from hybridfl.local import Task, Workbench, predict, run_task
+from hybridfl.optimizers import SGD, Adam, AdamW, LocalWork, batches, clipped, learning_rates
 from hybridfl.rng import stream
 from hybridfl.types import Job, Model
 

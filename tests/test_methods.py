@@ -19,9 +19,9 @@ from hybridfl.config import choices
 from hybridfl.data.dataset import Examples
 from hybridfl.engine import Snapshot, Unsuitable
 from hybridfl.experiment import packed, unpacked
-from hybridfl.local import SGD, batches
 from hybridfl.methods.fedavg_server_finetune import FedAvgServerFinetune
 from hybridfl.methods.fedbuff import FedBuff
+from hybridfl.optimizers import SGD, batches
 from hybridfl.plan import Plan
 from hybridfl.rng import stream
 from hybridfl.types import SERVER, Model, Result, Results, Round, Served

@@ -9,8 +9,8 @@ from collections.abc import Generator
 
 from hybridfl import params as P
 from hybridfl.build import PositiveFloat, PositiveInt
-from hybridfl.local import SGD
 from hybridfl.methods.fedavg import FedAvg
+from hybridfl.optimizers import SGD
 from hybridfl.types import SERVER, Job, Model, Results, Round, State
 
 

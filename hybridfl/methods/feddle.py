@@ -26,10 +26,10 @@ from hybridfl import probes
 from hybridfl.build import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from hybridfl.errors import ConfigError
 from hybridfl.federation import Federation
-from hybridfl.local import SGD, Adam
 from hybridfl.merging import atlas as A
 from hybridfl.merging.objectives import NEEDS_LABELS, NEEDS_TEACHER, Objective, SearchLoss, ServerLoss
 from hybridfl.methods.base import Facts
+from hybridfl.optimizers import SGD, Adam
 from hybridfl.parametrization import AtlasSpan, Constraint
 from hybridfl.params import Layout, Params
 from hybridfl.types import SERVER, Job, Model, Result, Results, Round, Served, State, View

@@ -6,8 +6,8 @@ from collections.abc import Generator
 
 from hybridfl.build import PositiveFloat, PositiveInt
 from hybridfl.federation import Federation
-from hybridfl.local import SGD, Beta
 from hybridfl.methods.base import Facts
+from hybridfl.optimizers import SGD, Beta
 from hybridfl.types import SERVER, Job, Results, Round, Served, State
 
 
