@@ -32,7 +32,7 @@ from hybridfl.local import torch_random
 from hybridfl.models.files import read_weights
 from hybridfl.optimizers import LocalWork
 from hybridfl.rng import torch_seed
-from hybridfl.types import SERVER, Method
+from hybridfl.types import Method
 
 RESULTS_VERSION = 1
 """Raised when the same config gives other numbers than before."""
@@ -191,8 +191,8 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
         start=start if file is None else read_weights(file, start),
     )
     check_net(federation)
-    if settings.start == "server" and SERVER not in federation.participants:
-        raise ConfigError("start", "got server, but the server owns no examples; try server_data=share.")
+    if settings.start == "server" and "server_labels" not in federation.provides:
+        raise ConfigError("start", "got server, but the server owns no labelled examples; try server_data=share.")
     key = composed.method_key
     check_method(method, federation, settings.topology.name_for(method), f"{key}={composed.method_name}")
     try:

@@ -149,7 +149,7 @@ def test_the_tiny_line_itself_is_right() -> None:
         ),
         (
             "server_data=none baseline=fedavg start=server",
-            "start: got server, but the server owns no examples; try server_data=share.",
+            "start: got server, but the server owns no labelled examples; try server_data=share.",
         ),
     ],
 )
