@@ -27,8 +27,23 @@ SUPPLIED = {"model": {"input_shape", "classes", "num_classes"}}
 ADDED = {"client_optimizer": {"lr_factors"}}
 """Options left out of the files on purpose: a mapping from names of the net, given as ``+client_optimizer.lr_factors``."""
 
-READ = {"mnist": "mnist", "fashion_mnist": "fashion_mnist", "cifar10": "cifar10/cifar-10-batches-py"}
+READ = {
+    "mnist": "mnist",
+    "fashion_mnist": "fashion_mnist",
+    "cifar10": "cifar10/cifar-10-batches-py",
+    "cifar100": "cifar100/cifar-100-python",
+    "usps": "usps",
+    "mnist_m": "mnist_m",
+    "femnist_digits": "femnist_digits",
+    "chars74k_fonts": "chars74k",
+    "chars74k_street": "chars74k",
+}
 """Data sets that must be there, and their folder below the data root."""
+FEWER = {
+    "femnist_digits": [],
+    "chars74k_street": [],
+}
+"""How to read less of a data set that has no limit."""
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +79,7 @@ def test_two_rounds_of_every_file(group: str, name: str) -> None:
         root = Path(os.environ.get("HYBRIDFL_DATA", "~/.cache/hybridfl")).expanduser()
         if not (root / READ[name]).is_dir():
             pytest.skip(f"{READ[name]} is not in {root}; set HYBRIDFL_DATA")
-        line += ["dataset.limit=500"]
+        line += FEWER.get(name, ["dataset.limit=500"])
     if (group, name) == ("server_data", "none"):
         line += ["baseline=fedavg"]  # Feddle needs server data
     run = done(*line, "ui=none")

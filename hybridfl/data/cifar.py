@@ -45,8 +45,14 @@ class CIFAR10:
         return Dataset("cifar10", train.first(self.limit), test, CLASSES, mean, std)
 
 
-def read_batch(file: Path, todo: str) -> Examples:
+def read_batch(file: Path, todo: str, labels: str = "labels", classes: int = CLASSES) -> Examples:
     """One batch of any size: ``data`` ``(N, 3072)``, planes red, green, blue, row by row; ``labels`` N numbers.
+
+    Args:
+        file: where it is.
+        todo: what the user can do, put at the end of messages.
+        labels: the key of the labels; CIFAR-100 has two.
+        classes: labels must lie in ``0 … classes - 1``.
 
     Raises:
         DataError: the file is missing, truncated, no such batch, or a pickle that asks for more than arrays.
@@ -56,12 +62,12 @@ def read_batch(file: Path, todo: str) -> Examples:
         raise DataError(f"{file}: holds a {type(content).__name__}, expected a dict with data and labels. {todo}")
     # Python 2 wrote byte strings as keys; a subset saved by Python 3 may have text.
     named = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
-    x, labels = named.get("data"), named.get("labels")
+    x, y = named.get("data"), named.get(labels)
     if type(x) is not np.ndarray or x.dtype != np.uint8 or x.ndim != 2 or x.shape[1] != 3072:
         raise DataError(f"{file}: 'data' is missing or no uint8 array of 3,072 columns. {todo}")
-    if not isinstance(labels, list | np.ndarray) or not all(isinstance(v, int | np.integer) for v in labels):
-        raise DataError(f"{file}: 'labels' is missing or no list of whole numbers. {todo}")
-    return checked(x.reshape(-1, *SHAPE), np.asarray(labels), CLASSES, file)
+    if not isinstance(y, list | np.ndarray) or not all(isinstance(v, int | np.integer) for v in y):
+        raise DataError(f"{file}: '{labels}' is missing or no list of whole numbers. {todo}")
+    return checked(x.reshape(-1, *SHAPE), np.asarray(y), classes, file)
 
 
 def _unpickled(file: Path, todo: str) -> Any:
