@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from cli_helpers import SMALL_DATA, call, done, rows
+from PIL import Image
 
 from hybridfl.build import locate, signature_of
 from hybridfl.config import GROUPS, Composer, choices, conf_dir
@@ -37,11 +38,13 @@ READ = {
     "femnist_digits": "femnist_digits",
     "chars74k_fonts": "chars74k",
     "chars74k_street": "chars74k",
+    "pacs": "pacs",
 }
 """Data sets that must be there, and their folder below the data root."""
 FEWER = {
     "femnist_digits": [],
     "chars74k_street": [],
+    "pacs": ["dataset.domains=[photo,sketch]", "dataset.size=16"],
 }
 """How to read less of a data set that has no limit."""
 
@@ -56,6 +59,13 @@ def node(group: str, name: str) -> dict[str, Any]:
     loaded = yaml.safe_load(choices(group)[name].read_text())
     assert isinstance(loaded, dict)
     return loaded
+
+
+def write_images(folder: Path) -> None:
+    for kind in range(2):
+        (folder / str(kind)).mkdir(parents=True)
+        for number in range(150):
+            Image.new("RGB", (8, 8), (number, 100 * kind, 0)).save(folder / str(kind) / f"{number:03}.png")
 
 
 def test_every_folder_is_a_group_and_every_group_has_choices() -> None:
@@ -80,6 +90,9 @@ def test_two_rounds_of_every_file(group: str, name: str) -> None:
         if not (root / READ[name]).is_dir():
             pytest.skip(f"{READ[name]} is not in {root}; set HYBRIDFL_DATA")
         line += FEWER.get(name, ["dataset.limit=500"])
+    elif name == "image_folder":
+        write_images(Path("data/images"))
+        line += ["data_root=data", "dataset.size=8"]
     if (group, name) == ("server_data", "none"):
         line += ["baseline=fedavg"]  # Feddle needs server data
     run = done(*line, "ui=none")
