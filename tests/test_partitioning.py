@@ -6,32 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from partition_helpers import alphas, check, labels, rng, seeds, sizes
 
-from hybridfl.data.partitioning import IID, Dirichlet, Partition, dirichlet
+from hybridfl.data.partitioning import IID, Dirichlet, dirichlet
 from hybridfl.data.server_data import NoServerData, Share
 from hybridfl.errors import ConfigError
-from hybridfl.rng import stream
-
-labels = st.lists(st.integers(0, 4), min_size=1, max_size=120).map(lambda values: np.array(values, dtype=np.int64))
-alphas = st.sampled_from([1e-300, 1e-9, 1e-3, 0.1, 1.0, 100.0, 1e9, float("inf")])
-seeds = st.integers(0, 2**32)
-
-
-def rng(seed: int = 0) -> np.random.Generator:
-    return stream(seed, "test")
-
-
-def sizes(partition: Partition) -> list[int]:
-    return [len(share) for share in partition.shares]
-
-
-def check(partition: Partition, examples: int, clients: int, minimum: int) -> None:
-    assert len(partition.shares) == clients
-    np.testing.assert_array_equal(np.sort(np.concatenate(partition.shares)), np.arange(examples))
-    assert min(sizes(partition)) >= minimum
-    for share in partition.shares:
-        assert share.dtype == np.int64
-        assert (np.diff(share) > 0).all()
 
 
 @given(y=labels, clients=st.integers(1, 30), alpha=alphas, minimum=st.integers(1, 5), seed=seeds)

@@ -1,4 +1,7 @@
-"""Which client owns which training example."""
+"""Which client owns which training example: the protocol, what partitionings share, and the two commonest.
+
+The others: labels (``partition_labels.py``), sizes (``partition_sizes.py``), a file (``partition_file.py``).
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,21 @@ class Partition:
     Attributes:
         shares: for each client the sorted indices of its examples; disjoint, and together all of them.
         moved: how many examples changed hands so that every client has the minimum.
+        complete: whether an example that nobody owns is a mistake.
     """
 
     shares: list[IntArray]
     moved: int = 0
+    complete: bool = True
 
 
 class Partitioning(Protocol):
-    """A config node of the group ``partitioning``."""
+    """A config node of the group ``partitioning``.
+
+    It may have two facts more. ``before_server = True``: it names its examples itself, so it is asked first, about all
+    training examples, and the server takes its share of what is left; without it the server chooses first. ``files``, a
+    mapping from option to path: files whose contents, rather than their names, decide the run's numbers.
+    """
 
     @property
     def seed(self) -> int | None:
@@ -57,8 +67,8 @@ class IID:
 
     def split(self, y: IntArray, clients: int, rng: np.random.Generator) -> Partition:
         """As :class:`Partitioning` says."""
-        _check_minimum(self.min_examples, len(y), clients)
-        return Partition([_sorted(share) for share in np.array_split(rng.permutation(len(y)), clients)])
+        check_minimum(self.min_examples, len(y), clients)
+        return Partition([sorted_indices(share) for share in np.array_split(rng.permutation(len(y)), clients)])
 
 
 @dataclass(frozen=True)
@@ -81,31 +91,41 @@ class Dirichlet:
 
     def split(self, y: IntArray, clients: int, rng: np.random.Generator) -> Partition:
         """As :class:`Partitioning` says."""
-        _check_minimum(self.min_examples, len(y), clients)
+        check_minimum(self.min_examples, len(y), clients)
         dealt: list[list[IntArray]] = [[] for _ in range(clients)]
         owed = np.zeros(clients)
         for label in np.unique(y):
             members = rng.permutation(np.flatnonzero(y == label))
-            counts, owed = _round(dirichlet(self.alpha, clients, rng) * len(members), owed)
+            counts, owed = rounded(dirichlet(self.alpha, clients, rng) * len(members), owed)
             for share, part in zip(dealt, np.split(members, np.cumsum(counts)[:-1]), strict=True):
                 share.append(part)
-        return _level([np.concatenate(share) for share in dealt], self.min_examples, rng)
+        return level([np.concatenate(share) for share in dealt], self.min_examples, rng)
 
 
 def dirichlet(alpha: float, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """One draw from Dir(α, …, α), for any α > 0 including infinity: non-negative, sums to one.
+    """One draw from Dir(α, …, α), for any α > 0 including infinity: non-negative, sums to one."""
+    return normalised(log_gamma(np.full(size, alpha), rng))
+
+
+def log_gamma(alpha: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Logarithms of Gamma(α) variates, one for each α; normalised, these are a draw from Dir(α₁, α₂, …).
 
     A Gamma(α) variate underflows to zero for small α, and zero over zero is no proportion. Its logarithm does not:
     Gamma(α) = Gamma(α + 1) · U^(1/α) in distribution, and -log U is exponential.
     """
-    alpha = min(max(alpha, 1e-300), 1e300)  # beyond, draws are one-hot or equal to the last bit
-    logs = np.log(rng.standard_gamma(alpha + 1, size)) - rng.standard_exponential(size) / alpha
+    alpha = np.clip(alpha, 1e-300, 1e300)  # beyond, draws are one-hot or equal to the last bit
+    logs: NDArray[np.float64] = np.log(rng.standard_gamma(alpha + 1)) - rng.standard_exponential(len(alpha)) / alpha
+    return logs
+
+
+def normalised(logs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Proportions from the logarithms of weights."""
     weights: NDArray[np.float64] = np.exp(logs - logs.max())
     weights /= weights.sum()
     return weights
 
 
-def _round(exact: NDArray[np.float64], owed: NDArray[np.float64]) -> tuple[IntArray, NDArray[np.float64]]:
+def rounded(exact: NDArray[np.float64], owed: NDArray[np.float64]) -> tuple[IntArray, NDArray[np.float64]]:
     """Whole numbers with the same sum, each less than one off, and what rounding owes each client so far.
 
     Those who are owed most are rounded up. Without the memory the same clients would win in every class, and equal
@@ -119,7 +139,7 @@ def _round(exact: NDArray[np.float64], owed: NDArray[np.float64]) -> tuple[IntAr
     return counts, owed
 
 
-def _level(shares: list[IntArray], minimum: int, rng: np.random.Generator) -> Partition:
+def level(shares: list[IntArray], minimum: int, rng: np.random.Generator) -> Partition:
     """Random examples of whoever is largest at the time go to the clients below the minimum."""
     sizes = np.array([len(share) for share in shares])
     hands: list[list[int]] = [rng.permutation(share).tolist() for share in shares]
@@ -131,10 +151,10 @@ def _level(shares: list[IntArray], minimum: int, rng: np.random.Generator) -> Pa
             hands[client].append(hands[largest].pop())
             sizes[client] += 1
             sizes[largest] -= 1
-    return Partition([_sorted(np.array(hand, dtype=np.int64)) for hand in hands], moved)
+    return Partition([sorted_indices(np.array(hand, dtype=np.int64)) for hand in hands], moved)
 
 
-def _check_minimum(minimum: int, examples: int, clients: int) -> None:
+def check_minimum(minimum: int, examples: int, clients: int) -> None:
     if clients * minimum <= examples:
         return
     most = examples // clients
@@ -145,5 +165,5 @@ def _check_minimum(minimum: int, examples: int, clients: int) -> None:
     )
 
 
-def _sorted(indices: NDArray[np.int64]) -> IntArray:
+def sorted_indices(indices: NDArray[np.int64]) -> IntArray:
     return np.sort(indices).astype(np.int64)
