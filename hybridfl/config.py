@@ -10,7 +10,7 @@ from typing import Any
 
 from hybridfl.errors import ConfigError, nearest
 
-PATHS = ("data_root", "output_dir", "start")
+PATHS = ("data_root", "output_dir", "start", "partitioning.path")
 GROUPS = (
     "dataset",
     "partitioning",

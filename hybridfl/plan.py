@@ -22,7 +22,7 @@ from hybridfl.config import NOT_IDENTITY, Composed
 from hybridfl.data.dataset import Dataset, Reader, problem_of
 from hybridfl.data.partitioning import Partitioning
 from hybridfl.data.server_data import ServerData
-from hybridfl.data.split import draw_split
+from hybridfl.data.split import Split, draw_split
 from hybridfl.engine import Engine, check_method
 from hybridfl.errors import ConfigError, nearest
 from hybridfl.evaluation import Evaluation
@@ -161,18 +161,7 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
         DataError: a data file is missing or broken.
     """
     settings, method = settings_of(composed)
-    dataset = (cache or DataCache()).load(
-        composed.config["dataset"], settings.dataset, Path(settings.data_root).expanduser()
-    )
-    split = draw_split(
-        dataset,
-        settings.partitioning,
-        settings.server_data,
-        settings.clients.number,
-        settings.clients.validation,
-        settings.evaluation.min_test,
-        settings.seed,
-    )
+    dataset, split = draw(composed, settings, cache)
     device, dtype = device_of(settings.device), getattr(torch, settings.dtype)
     net = build_net(composed.config["model"], dataset, settings.seed).to(device, dtype)
     start = initial_model(net, device, dtype)
@@ -199,7 +188,31 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
         method.init(federation)
     except ConfigError as error:
         raise error.under(key) from error
-    return Plan(composed, settings, federation, method, digest_of(composed, dataset, file))
+    files = {"start": file} if file else {}
+    files |= {f"partitioning.{option}": path for option, path in getattr(settings.partitioning, "files", {}).items()}
+    return Plan(composed, settings, federation, method, digest_of(composed, dataset, files))
+
+
+def draw(composed: Composed, settings: Settings, cache: DataCache | None = None) -> tuple[Dataset, Split]:
+    """The data, and who owns what of them.
+
+    Raises:
+        ConfigError: an option of the data set, the partitioning, the server's data or the clients does not fit.
+        DataError: a data file is missing or broken.
+    """
+    dataset = (cache or DataCache()).load(
+        composed.config["dataset"], settings.dataset, Path(settings.data_root).expanduser()
+    )
+    split = draw_split(
+        dataset,
+        settings.partitioning,
+        settings.server_data,
+        settings.clients.number,
+        settings.clients.validation,
+        settings.evaluation.min_test,
+        settings.seed,
+    )
+    return dataset, split
 
 
 def build_net(node: Mapping[str, Any], dataset: Dataset, seed: int) -> nn.Module:
@@ -232,22 +245,29 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def identity_of(composed: Composed, dataset: Dataset, file: Path | None) -> dict[str, Any]:
-    """What decides the run's numbers."""
+def identity_of(composed: Composed, dataset: Dataset, files: Mapping[str, Path]) -> dict[str, Any]:
+    """What decides the run's numbers; of options that name ``files``, by their keys, the files' contents."""
     config = {k: v for k, v in composed.config.items() if k not in NOT_IDENTITY}
+    for key, path in files.items():
+        config = _replaced(config, key.split("."), _file_digest(path))
     method = composed.config[composed.method_key]
     return {
         "results_version": RESULTS_VERSION,
-        "config": _canonical(config | ({"start": _file_digest(file)} if file else {})),
+        "config": _canonical(config),
         "method": method,
         "data": dataset.fingerprint,
         "sources": {target: _source_digest(target) for target in sorted({*_outside_targets([config, method])})},
     }
 
 
-def digest_of(composed: Composed, dataset: Dataset, file: Path | None) -> str:
-    text = json.dumps(identity_of(composed, dataset, file), sort_keys=True, default=str)
+def digest_of(composed: Composed, dataset: Dataset, files: Mapping[str, Path]) -> str:
+    text = json.dumps(identity_of(composed, dataset, files), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _replaced(node: Mapping[str, Any], key: list[str], value: str) -> dict[str, Any]:
+    name, *further = key
+    return {**node, name: _replaced(node[name], further, value) if further else value}
 
 
 def _canonical(node: Any) -> Any:

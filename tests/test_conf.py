@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import os
 import sys
 import typing
@@ -93,6 +94,9 @@ def test_two_rounds_of_every_file(group: str, name: str) -> None:
     elif name == "image_folder":
         write_images(Path("data/images"))
         line += ["data_root=data", "dataset.size=8"]
+    if (group, name) == ("partitioning", "file"):
+        Path("owners.json").write_text(json.dumps([list(range(client, 190, 5)) for client in range(5)]))
+        line += ["partitioning.path=owners.json", "server_data.examples=10"]
     if (group, name) == ("server_data", "none"):
         line += ["baseline=fedavg"]  # Feddle needs server data
     run = done(*line, "ui=none")

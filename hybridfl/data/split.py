@@ -28,6 +28,8 @@ class Split:
             test part and is not stored.
         class_counts: ``(clients, classes)``, examples of each class that a client owns for training and validation.
         moved: examples that changed hands so that every client has the minimum.
+
+    A partitioning may leave examples to nobody; otherwise the train part is dealt out completely.
     """
 
     clients_train: tuple[IntArray, ...]
@@ -112,6 +114,8 @@ def draw_split(
 ) -> Split:
     """The server's share first, then the rest to the clients; then validation views and the clients' test sets.
 
+    A partitioning that names its examples itself (``before_server``) goes before the server.
+
     Args:
         dataset: of which ``train`` is dealt out and ``test`` serves the test sets.
         clients: their number.
@@ -126,10 +130,15 @@ def draw_split(
     """
     seed = seed if partitioning.seed is None else partitioning.seed
     y = dataset.train.y
-    server = _servers_share(server_data, y, dataset.classes, seed)
-    rest = np.setdiff1d(np.arange(len(y)), server)
-    partition = _partition(partitioning, y[rest], clients, seed, len(server))
-    owned = [rest[share] for share in partition.shares]
+    if getattr(partitioning, "before_server", False):
+        partition = _partition(partitioning, y, clients, seed, 0)
+        owned = partition.shares
+        server = _leftovers(partition, server_data, y, dataset.classes, seed)
+    else:
+        server = _servers_share(server_data, y, dataset.classes, seed)
+        rest = np.setdiff1d(np.arange(len(y)), server)
+        partition = _partition(partitioning, y[rest], clients, seed, len(server))
+        owned = [rest[share] for share in partition.shares]
     views = [
         _hold_out(share, y, client_validation, stream(seed, "validation", client)) for client, share in enumerate(owned)
     ]
@@ -153,6 +162,28 @@ def _servers_share(server_data: ServerData, y: IntArray, classes: int, seed: int
         raise error.under("server_data") from error
 
 
+def _leftovers(partition: Partition, server_data: ServerData, y: IntArray, classes: int, seed: int) -> IntArray:
+    """The server's share of what the clients leave.
+
+    Raises:
+        ConfigError: the server wants more than that, or leaves something and the partition should be complete.
+    """
+    left = np.setdiff1d(np.arange(len(y)), np.concatenate(partition.shares))
+    try:
+        server = left[_servers_share(server_data, y[left], classes, seed)]
+    except ConfigError as error:
+        if not len(left):
+            problem = f"the partitioning gives all {len(y)} training examples to clients; use server_data=none."
+            raise ConfigError("server_data", problem) from error
+        told = f"{error.problem.removesuffix('.')} (what the partitioning leaves of {len(y)})."
+        raise ConfigError(error.key, told) from error
+    if partition.complete and len(server) < len(left):
+        nobodys = f"got true, and {len(left) - len(server)} training examples belong to no client and not to the server"
+        way_out = "false leaves them out, server_data=share server_data.fraction=1 gives them to the server"
+        raise ConfigError("partitioning.complete", f"{nobodys}; {way_out}.")
+    return server
+
+
 def _partition(partitioning: Partitioning, y: IntArray, clients: int, seed: int, servers: int) -> Partition:
     if clients < 1:
         raise ConfigError("clients.number", f"got {clients}: must be at least 1; nearest valid value: 1.")
@@ -168,15 +199,20 @@ def _partition(partitioning: Partitioning, y: IntArray, clients: int, seed: int,
         partition = partitioning.split(y, clients, stream(seed, "partitioning"))
     except ConfigError as error:
         raise error.under("partitioning") from error
-    _check(partition, len(y), clients, type(partitioning).__name__)
+    _check(partition, len(y), clients, partitioning)
     return partition
 
 
-def _check(partition: Partition, examples: int, clients: int, name: str) -> None:
+def _check(partition: Partition, examples: int, clients: int, partitioning: Partitioning) -> None:
     # A user's own class may stand behind the node, and a wrong partition would only show as a wrong result.
+    name = type(partitioning).__name__
     if len(partition.shares) != clients or not all(len(share) for share in partition.shares):
         raise ConfigError("partitioning", f"{name}.split must give each of the {clients} clients an example or more.")
-    if not np.array_equal(np.sort(np.concatenate(partition.shares)), np.arange(examples)):
+    dealt, every = np.sort(np.concatenate(partition.shares)), np.arange(examples)
+    if getattr(partitioning, "before_server", False):
+        if len(np.unique(dealt)) < len(dealt) or len(np.setdiff1d(dealt, every)):
+            raise ConfigError("partitioning", f"{name}.split must deal out no example twice, of 0 to {examples - 1}.")
+    elif not np.array_equal(dealt, every):
         raise ConfigError("partitioning", f"{name}.split must deal out each of the {examples} examples exactly once.")
 
 
