@@ -12,13 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from hybridfl import __version__
 from hybridfl.errors import ConfigError, HybridflError, nearest
 
-TRAIN_HELP = """\
+if TYPE_CHECKING:
+    from hybridfl.config import Composed
+
+OVERRIDES_HELP = """\
 Overrides are key=value, as in Hydra: rounds=10 merging.search.steps=20 client_optimizer.lr=0.05
   config groups take the name of a choice: model=cnn baseline=fedavg (see `hybridfl list`)
+"""
+SWEEP_HELP = """\
   with -m, commas and ranges make a sweep: -m baseline=none,fedavg seed=0,1,2
 """
 
@@ -85,29 +91,57 @@ def _parser(name: str, epilog: str | None = None) -> argparse.ArgumentParser:
     )
 
 
-def _train(arguments: list[str]) -> int:
-    parser = _parser("train", TRAIN_HELP)
+def _run_parser(name: str, epilog: str) -> argparse.ArgumentParser:
+    """The parser of a command that takes the config of a run."""
+    parser = _parser(name, epilog)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("-m", "--multirun", action="store_true", help="run every combination of comma lists")
-    parser.add_argument("--dry-run", action="store_true", help="check, show the split and the costs, run nothing")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with config groups of your own")
-    chosen = parser.parse_intermixed_args(arguments)
-    # A user's method beside the config folder must be found, but never hide an installed module.
+    return parser
+
+
+def _find_users_modules() -> None:
+    """A user's method beside the config folder must be found, but never hide an installed module."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+
+
+def _train(arguments: list[str]) -> int:
+    parser = _run_parser("train", OVERRIDES_HELP + SWEEP_HELP)
+    parser.add_argument("-m", "--multirun", action="store_true", help="run every combination of comma lists")
+    parser.add_argument("--dry-run", action="store_true", help="check, show the split and the costs, run nothing")
+    chosen = parser.parse_intermixed_args(arguments)
+    _find_users_modules()
     with _terminable():
         if chosen.multirun:
             return _sweep(chosen)
         return _single(chosen)
 
 
-def _single(chosen: argparse.Namespace) -> int:
+def _composed(chosen: argparse.Namespace) -> Composed:
     from hybridfl.config import Composer
 
     with Composer(chosen.config_dir) as composer:
         composed = composer.compose(chosen.overrides)
     if composed.has_sweep:
-        print("hybridfl: the preset brings a sweep, which only -m runs; this run leaves it out.", file=sys.stderr)
+        print("hybridfl: the preset brings a sweep, which only train -m runs; it is left out here.", file=sys.stderr)
+    return composed
+
+
+def _split(arguments: list[str]) -> int:
+    parser = _run_parser("split", OVERRIDES_HELP)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also write two figures (PNG) and split.json there")
+    parser.add_argument("--all", action="store_true", help="show every client, not only the first 20")
+    chosen = parser.parse_intermixed_args(arguments)
+    _find_users_modules()
+    composed = _composed(chosen)
+    from hybridfl.split import show
+
+    print(show(composed, chosen.out, chosen.all))
+    return 0
+
+
+def _single(chosen: argparse.Namespace) -> int:
+    composed = _composed(chosen)
     from hybridfl.plan import make_plan
 
     plan = make_plan(composed)
@@ -203,6 +237,7 @@ def _first_comment(file: Path) -> str:
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, "Run an experiment, or with -m a sweep of them."),
+    "split": (_split, "Who owns what under a config, without training: a table, and figures with --out."),
     "compare": (_compare, "Tables from finished runs: means over seeds, differences, rounds and bytes to a target."),
     "show": (_show, "What a run was, how far it got and how well it did."),
     "list": (_list, "The choices of the config groups."),

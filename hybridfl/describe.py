@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import io
 
+from rich.console import Console
+
+from hybridfl.ownership import ownership
 from hybridfl.params import nbytes
 from hybridfl.plan import Plan
-from hybridfl.types import SERVER
-
-ROWS = 20
-"""Clients shown before the table is cut."""
 
 
 def describe(plan: Plan) -> str:
     """Checks passed, the split as a table, estimated bytes and memory."""
-    from rich.console import Console
-
     console = Console(width=100, record=True, file=io.StringIO(), highlight=False)
-    for line in (*_facts(plan), ""):
+    for line in _facts(plan):
         console.print(line, markup=False)
-    console.print(_table(plan))
-    return console.export_text().rstrip()
+    federation = plan.federation
+    table = ownership(federation.dataset, federation.split, federation.noisy_clients)
+    return f"{console.export_text().rstrip()}\n\n{table}"
 
 
 def _facts(plan: Plan) -> list[str]:
@@ -40,26 +38,3 @@ def _facts(plan: Plan) -> list[str]:
         f"estimate   {traffic / 1e6:.1f} MB down and {traffic / 1e6:.1f} MB up if every update is one model; "
         f"{data / 1e6:.0f} MB of memory for the examples and {model / 1e6:.2f} MB for each model kept",
     ]
-
-
-def _table(plan: Plan) -> object:
-    from rich.table import Table
-
-    federation = plan.federation
-    labels = federation.dataset.train.y
-    table = Table(title="Training examples by owner and class", title_justify="left")
-    table.add_column("owner")
-    for name in ("train", "val", "test", *map(str, range(federation.classes))):
-        table.add_column(name, justify="right")
-    shown = federation.participants[-1:] if SERVER in federation.participants else []
-    shown += list(range(min(ROWS, federation.clients.number)))
-    for owner in shown:
-        train, val = federation.owned(owner, "train"), federation.owned(owner, "val")
-        test = len(federation.dataset.test) if owner == SERVER else len(federation.split.clients_test[owner])
-        counts = [int((labels[train] == c).sum() + (labels[val] == c).sum()) for c in range(federation.classes)]
-        name = "server" if owner == SERVER else f"{owner} (noisy)" if owner in federation.noisy_clients else str(owner)
-        table.add_row(name, *(str(n) if n else "·" for n in (len(train), len(val), test, *counts)))
-    hidden = federation.clients.number - ROWS
-    if hidden > 0:
-        table.caption = f"and {hidden} more clients"
-    return table

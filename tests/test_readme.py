@@ -43,7 +43,7 @@ def test_a_method_of_ones_own_runs_as_the_readme_says(
 
 
 def test_every_choice_that_the_readme_names_exists() -> None:
-    named = re.findall(r"\b(baseline|merging|model|dataset|experiment)=([a-z_]+)\b(?!\()", README)
+    named = re.findall(r"\b(baseline|merging|model|dataset|partitioning|experiment)=([a-z_]+)\b(?!\()", README)
     assert len(named) > 5
     wrong = [(g, c) for g, c in named if c not in choices(g) and c not in {"server_momentum", "two_moons"}]
     assert not wrong
@@ -53,6 +53,11 @@ def test_the_table_of_baselines_names_them_all() -> None:
     table = README[README.index("| baseline |") : README.index("## Add a method")]
     named = set(re.findall(r"`([a-z_]+)`", table))
     assert named >= set(choices("baseline")) - {"none"}
+
+
+def test_the_table_of_partitionings_names_them_all() -> None:
+    table = README[README.index("| partitioning |") :].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `([a-z_]+)`", table, flags=re.MULTILINE)) == set(choices("partitioning"))
 
 
 def test_every_file_and_make_target_that_the_readme_names_exists() -> None:
