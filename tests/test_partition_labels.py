@@ -65,6 +65,11 @@ def test_the_longer_shards_are_not_all_of_the_first_classes() -> None:
     assert longer == [0, 1, 2, 3, 4]
 
 
+def test_which_examples_of_a_label_are_together_is_drawn() -> None:
+    partition = Shards(1).split(np.zeros(100, dtype=np.int64), 2, rng())
+    assert all(10 < (share < 50).sum() < 40 for share in partition.shares)
+
+
 def test_more_shards_than_examples_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"got 4: 4 clients need 16 shards .* the largest valid value is 2") as caught:
         Shards(4).split(np.arange(11), 4, rng())
@@ -188,6 +193,14 @@ def test_the_mixes_are_dirichlet() -> None:
     assert mixes.mean() == pytest.approx(0.5)
     assert mixes.var() == pytest.approx(1 / 12, rel=0.2)
     assert np.histogram(mixes, bins=4, range=(0, 1))[0].min() > 70
+
+
+def test_every_client_gets_the_rare_class_equally_often() -> None:
+    y = np.array([0, 0, 0, 1])
+    node = DirichletMix(1e-9, min_examples=1)
+    often = np.mean([table(node.split(y, 4, rng(seed)), y)[:, 1] for seed in range(600)], axis=0)
+    # In a fixed order the last client would have it in 0.42 of the draws.
+    assert np.abs(often - 0.25).max() < 0.08
 
 
 def test_no_client_is_left_with_the_rest() -> None:
