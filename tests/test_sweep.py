@@ -295,7 +295,7 @@ def preset(tmp_path: Path) -> tuple[str, ...]:
 def test_a_preset_that_is_a_sweep_warns_without_m(preset: tuple[str, ...], begun: list[str]) -> None:
     answer = call("train", *preset)
     assert answer.status == 0
-    assert "brings a sweep, which only -m runs" in answer.err
+    assert "brings a sweep, which only train -m runs" in answer.err
     assert begun == ["FedAvg"]
     config = (answer.folder / "config.yaml").read_text()
     assert "per_round: 3" in config
