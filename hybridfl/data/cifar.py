@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hybridfl.build import PositiveInt
-from hybridfl.data.dataset import Dataset, Examples, advice, checked
+from hybridfl.data.dataset import Dataset, Examples, advice, checked, readable
 from hybridfl.errors import DataError
 
 FOLDER = "cifar10/cifar-10-batches-py"
@@ -71,12 +71,8 @@ def read_batch(file: Path, todo: str, labels: str = "labels", classes: int = CLA
 
 
 def _unpickled(file: Path, todo: str) -> Any:
-    try:
+    with readable(file, todo):
         content = file.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{file}: not found. {todo}") from None
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error}). {todo}") from error
     try:
         return _ArraysOnly(content, file).load()
     except DataError:

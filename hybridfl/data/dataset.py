@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -87,6 +90,23 @@ class Reader(Protocol):
             ConfigError: an option does not fit the files; its key is the option's name.
         """
         ...
+
+
+@contextmanager
+def readable(file: Path, todo: str) -> Iterator[None]:
+    """What goes wrong while a file is read, said of the file, with what to do.
+
+    Raises:
+        DataError: it is missing, ends too early, or cannot be read.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{file}: not found. {todo}") from None
+    except EOFError:
+        raise DataError(f"{file}: truncated, the packed stream ends too early. {todo}") from None
+    except (OSError, zlib.error) as error:
+        raise DataError(f"{file}: cannot be read ({error}). {todo}") from error
 
 
 def checked(x: NDArray[Any], y: NDArray[Any], classes: int, file: Path | str) -> Examples:

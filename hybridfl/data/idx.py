@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import math
 import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridfl.build import PositiveInt
-from hybridfl.data.dataset import Dataset, Examples, advice, checked
+from hybridfl.data.dataset import Dataset, Examples, advice, checked, readable
 from hybridfl.errors import DataError
 
 IMAGES, LABELS = 2051, 2049
@@ -84,15 +83,8 @@ def read_idx(file: Path, magic: int, todo: str) -> NDArray[np.uint8]:
 
 
 def _unzipped(file: Path, todo: str) -> bytes:
-    try:
-        with gzip.open(file) as stream:
-            return stream.read()
-    except FileNotFoundError:
-        raise DataError(f"{file}: not found. {todo}") from None
-    except EOFError:
-        raise DataError(f"{file}: truncated, the gzip stream ends too early. {todo}") from None
-    except (OSError, zlib.error) as error:
-        raise DataError(f"{file}: cannot be read ({error}). {todo}") from error
+    with readable(file, todo), gzip.open(file) as stream:
+        return stream.read()
 
 
 def _load(folder: str, root: Path, limit: int | None, mean: float, std: float) -> Dataset:

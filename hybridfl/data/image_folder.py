@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hybridfl.build import PositiveInt, Range
-from hybridfl.data.dataset import Dataset, Examples, advice, checked
+from hybridfl.data.dataset import Dataset, Examples, advice, checked, readable
 from hybridfl.errors import ConfigError, DataError, nearest
 
 INDEX = "index.csv"
@@ -171,12 +171,8 @@ class Row(NamedTuple):
 
 def _entries(top: Path, todo: str) -> dict[str, Path]:
     """Folders and zips of the first level by name, sorted."""
-    try:
+    with readable(top, todo):
         paths = [path for path in sorted(top.iterdir()) if not path.name.startswith((".", "__MACOSX"))]
-    except FileNotFoundError:
-        raise DataError(f"{top}: not found. {todo}") from None
-    except OSError as error:
-        raise DataError(f"{top}: cannot be read ({error}). {todo}") from error
     entries: dict[str, Path] = {}
     for path in paths:
         if not path.is_dir() and path.suffix.lower() != ".zip":

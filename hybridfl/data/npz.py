@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridfl.data.dataset import Examples, checked
+from hybridfl.data.dataset import Examples, checked, readable
 from hybridfl.errors import DataError
 
 PARTS = ("train", "test")
@@ -42,12 +42,8 @@ def inverted(examples: Examples) -> Examples:
 
 
 def _arrays(file: Path, todo: str) -> dict[str, NDArray[Any]]:
-    try:
+    with readable(file, todo):
         content = file.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{file}: not found. {todo}") from None
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error}). {todo}") from error
     if not content.startswith(b"PK"):
         raise DataError(f"{file}: no npz file. {todo}")
     wanted = [f"{axis}_{part}" for part in PARTS for axis in "xy"]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridfl.build import PositiveInt
-from hybridfl.data.dataset import Dataset, Examples, advice, checked
+from hybridfl.data.dataset import Dataset, Examples, advice, checked, readable
 from hybridfl.errors import DataError
 
 FOLDER = "usps"
@@ -56,15 +56,8 @@ def _read(file: Path, todo: str) -> Examples:
 
 
 def _unpacked(file: Path, todo: str) -> bytes:
-    try:
-        with bz2.open(file) as stream:
-            return stream.read()
-    except FileNotFoundError:
-        raise DataError(f"{file}: not found. {todo}") from None
-    except EOFError:
-        raise DataError(f"{file}: truncated, the bzip2 stream ends too early. {todo}") from None
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error}). {todo}") from error
+    with readable(file, todo), bz2.open(file) as stream:
+        return stream.read()
 
 
 def _parsed(line: bytes) -> tuple[int, NDArray[np.int64], NDArray[np.float64]]:
