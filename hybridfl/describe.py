@@ -6,6 +6,7 @@ import io
 
 from rich.console import Console
 
+from hybridfl.data.split import Drawn
 from hybridfl.ownership import ownership
 from hybridfl.params import nbytes
 from hybridfl.plan import Plan
@@ -17,7 +18,8 @@ def describe(plan: Plan) -> str:
     for line in _facts(plan):
         console.print(line, markup=False)
     federation = plan.federation
-    table = ownership(federation.dataset, federation.split, federation.noisy_clients)
+    drawn = Drawn(federation.dataset, federation.pool, federation.split)
+    table = ownership(drawn, federation.noisy_clients)
     return f"{console.export_text().rstrip()}\n\n{table}"
 
 
@@ -26,7 +28,7 @@ def _facts(plan: Plan) -> list[str]:
     model = nbytes([*federation.start.params.values(), *federation.start.buffers.values()])
     traffic = settings.rounds * federation.clients.cohort * model
     item = federation.start.params[next(iter(federation.start.params))].element_size()
-    data = (federation.dataset.train.x.size + federation.dataset.test.x.size) * item
+    data = (federation.pool.x.size + federation.dataset.test.x.size) * item
     parameters = sum(tensor.numel() for tensor in federation.start.params.values())
     return [
         f"run        {plan.digest} ({plan.composed.method_name}), checked: it can start",

@@ -1,6 +1,6 @@
 """Three accuracies, always named: ``global``, ``clients``, ``served``, and ``validation`` for choosing.
 
-Each distinct served model is run once over the test part and scored by index.
+Where the test part has several domains, each of the three also comes as ``/domain=NAME``. Each distinct served model is run once over the test part and scored by index.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ class Evaluation:
 
 
 Row = dict[str, Any]
+Index = np.ndarray | slice
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,14 @@ class Scores:
         return by_scope.get("global", by_scope.get("clients"))
 
 
+class _Score(NamedTuple):
+    """Of one client on its own test set."""
+
+    accuracy: float
+    loss: float
+    examples: int
+
+
 @dataclass(frozen=True, eq=False)
 class _Scored:
     """Right or wrong, and loss, of every example of a set."""
@@ -61,7 +71,8 @@ class _Scored:
     correct: np.ndarray
     loss: np.ndarray
 
-    def at(self, index: np.ndarray | slice) -> tuple[float, float]:
+    def at(self, index: Index) -> tuple[float, float]:
+        """Mean accuracy and loss at these positions."""
         return float(self.correct[index].mean()), float(self.loss[index].mean())
 
 
@@ -77,13 +88,23 @@ class Evaluator:
         rows: list[Row] = []
         shared = self.method.serve(state, SERVER)
         if shared:
-            accuracy, loss = test.scored(shared).at(slice(None))
-            rows.append(_row("global", accuracy, loss, test.size))
+            scored = test.scored(shared)
+            rows += [_row(f"global{name}", *scored.at(index), test.count(index)) for name, index in self._parts]
         personal = self._personal(state)
         clients = self._clients(personal, test, rows)
         self._served(personal, test, round, last, rows)
         self._validation(shared, personal, rows)
         return Scores(rows, clients)
+
+    @cached_property
+    def _parts(self) -> list[tuple[str, Index]]:
+        """What is scored of the test part, by the ending of the scope: the server's test set, then every domain."""
+        whole = self.federation.split.server_test
+        parts: list[tuple[str, Index]] = [("", slice(None) if whole is None else whole)]
+        domain, names = self.federation.dataset.test.domain, self.federation.dataset.domains
+        if len(names) > 1:
+            parts += [(f"/domain={name}", np.flatnonzero(domain == d)) for d, name in enumerate(names)]
+        return [(name, index) for name, index in parts if isinstance(index, slice) or len(index)]
 
     def _personal(self, state: State) -> dict[int, list[Served]]:
         served = {k: self.method.serve(state, k) for k in range(self.federation.clients.number)}
@@ -95,22 +116,18 @@ class Evaluator:
         own = self.federation.split.clients_test
         users = Counter(_identity(ensemble) for ensemble in personal.values())
         # A model of one client alone is run over that client's examples only, unless it was run over all already.
-        scores = {
-            k: test.at(ensemble, own[k], alone=users[_identity(ensemble)] == 1) for k, ensemble in personal.items()
+        scored = {
+            k: test.some(ensemble, own[k], alone=users[_identity(ensemble)] == 1) for k, ensemble in personal.items()
         }
-        accuracies = np.array([accuracy for accuracy, _ in scores.values()])
-        worst = np.sort(accuracies)[: math.ceil(len(accuracies) / 10)]
-        row = _row(
-            "clients",
-            float(accuracies.mean()),
-            float(np.mean([loss for _, loss in scores.values()])),
-            sum(len(own[k]) for k in scores),
-        )
-        rows.append(row | {"worst10": float(worst.mean()), "spread": float(accuracies.std())})
-        return [
-            {"client": k, "accuracy": accuracy, "loss": loss, "examples": len(own[k])}
-            for k, (accuracy, loss) in scores.items()
-        ]
+        scores = {k: _Score(*found.at(slice(None)), len(own[k])) for k, found in scored.items()}
+        rows.append(_over_clients("clients", list(scores.values())))
+        domain, names = self.federation.dataset.test.domain, self.federation.dataset.domains
+        for d, name in enumerate(names if len(names) > 1 else ()):
+            inside = {k: np.flatnonzero(domain[own[k]] == d) for k in personal}
+            of = [_Score(*scored[k].at(index), len(index)) for k, index in inside.items() if len(index)]
+            if of:
+                rows.append(_over_clients(f"clients/domain={name}", of))
+        return [{"client": k, **score._asdict()} for k, score in scores.items()]
 
     def _served(self, personal: dict[int, list[Served]], test: _Set, round: int, last: bool, rows: list[Row]) -> None:
         if not personal:
@@ -122,12 +139,11 @@ class Evaluator:
             chosen = sorted(chosen[i] for i in order[: self.options.sample])
         if not chosen:
             return
-        scores = [test.scored(personal[k]).at(slice(None)) for k in chosen]
-        accuracies = np.array([accuracy for accuracy, _ in scores])
-        rows.append(
-            _row("served", float(accuracies.mean()), float(np.mean([loss for _, loss in scores])), test.size)
-            | {"spread": float(accuracies.std())}
-        )
+        scored = [test.scored(personal[k]) for k in chosen]
+        for name, index in self._parts:
+            accuracies, losses = np.array([found.at(index) for found in scored]).T
+            row = _row(f"served{name}", float(accuracies.mean()), float(losses.mean()), test.count(index))
+            rows.append(row | {"spread": float(accuracies.std())})
 
     def _validation(self, shared: list[Served], personal: dict[int, list[Served]], rows: list[Row]) -> None:
         """``validation``: the global model on the server's validation examples if it has labelled ones, else on the
@@ -173,12 +189,16 @@ class _Set:
             self._kept.append(ensemble)
         return self._whole[key]
 
-    def at(self, ensemble: list[Served], index: np.ndarray, alone: bool) -> tuple[float, float]:
-        """Mean accuracy and loss at these positions; with ``alone`` no other position is run."""
+    def some(self, ensemble: list[Served], index: np.ndarray, alone: bool) -> _Scored:
+        """Scores at these positions; with ``alone`` no other position is run."""
         if alone and _identity(ensemble) not in self._whole:
             rows = torch.from_numpy(index).to(self.x.device)
-            return self._run(ensemble, self.x[rows], self.y[rows]).at(slice(None))
-        return self.scored(ensemble).at(index)
+            return self._run(ensemble, self.x[rows], self.y[rows])
+        whole = self.scored(ensemble)
+        return _Scored(whole.correct[index], whole.loss[index])
+
+    def count(self, index: Index) -> int:
+        return self.size if isinstance(index, slice) else len(index)
 
     def _run(self, ensemble: Sequence[Served], x: Tensor, y: Tensor) -> _Scored:
         total = sum(served.weight for served in ensemble)
@@ -199,6 +219,15 @@ def _identity(ensemble: Sequence[Served]) -> tuple[Any, ...]:
         (*(tensor.data_ptr() for part in served.model for tensor in part.values()), served.weight)
         for served in ensemble
     )
+
+
+def _over_clients(scope: str, scores: list[_Score]) -> Row:
+    """Mean, worst tenth and spread over clients."""
+    accuracies = np.array([score.accuracy for score in scores])
+    worst = np.sort(accuracies)[: math.ceil(len(accuracies) / 10)]
+    loss = float(np.mean([score.loss for score in scores]))
+    row = _row(scope, float(accuracies.mean()), loss, sum(score.examples for score in scores))
+    return row | {"worst10": float(worst.mean()), "spread": float(accuracies.std())}
 
 
 def _row(scope: str, accuracy: float, loss: float, examples: int) -> Row:

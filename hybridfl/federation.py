@@ -27,7 +27,9 @@ class Federation:
     """Clients 0 … K - 1 and the server, each with views of one pool of examples.
 
     Attributes:
-        dataset, split: the examples and who owns which.
+        dataset: of the clients' task.
+        pool: its training part, then the examples that only the server has.
+        split: who owns which.
         clients: their number and behaviour.
         net: the template module.
         work: the run's local work.
@@ -39,6 +41,7 @@ class Federation:
     """
 
     dataset: Dataset
+    pool: Examples
     split: Split
     clients: Clients
     net: nn.Module
@@ -64,8 +67,13 @@ class Federation:
         server = [SERVER] if len(self.split.server_train) else []
         return [*range(self.clients.number), *server]
 
+    @property
+    def labelled(self) -> list[int]:
+        """Participants whose examples have labels of the clients' task."""
+        return [who for who in self.participants if who != SERVER or "server_labels" in self.provides]
+
     def owned(self, participant: int, split: Literal["train", "val"] = "train") -> np.ndarray:
-        """Positions in the data set's training part that a participant owns."""
+        """Positions in the pool that a participant owns."""
         if participant == SERVER:
             return self.split.server_train if split == "train" else self.split.server_val
         shares = self.split.clients_train if split == "train" else self.split.clients_val
@@ -93,17 +101,19 @@ class Federation:
 
     @cached_property
     def bench(self) -> Workbench:
-        """The net and the pool of training examples, noisy labels in place."""
-        labels = self.dataset.train.y.copy()
+        """The net and the pool of training examples, noisy labels in place; labels nobody knows are -1."""
+        labels = self.pool.y.copy()
+        if not self.provides & {"server_labels", "server_own_labels"}:
+            labels[np.concatenate([self.split.server_train, self.split.server_val])] = -1
         for client in self.noisy_clients:
             owned = np.concatenate([self.owned(client, "train"), self.owned(client, "val")])
             labels[owned] = stream(self.seed, "noisy labels", client).integers(self.classes, size=len(owned))
-        x = self._standardised(self.dataset.train)
+        x = self._standardised(self.pool)
         return Workbench(self.net, x, torch.from_numpy(labels).to(self.device), self.chunk)
 
     @cached_property
     def test(self) -> tuple[Tensor, Tensor]:
-        """Inputs and labels of the data set's test part: the server's test set."""
+        """Inputs and labels of the data set's test part; ``split.server_test`` of it is the server's test set."""
         labels = torch.from_numpy(self.dataset.test.y).to(self.device)
         return self._standardised(self.dataset.test), labels
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ WRITTEN = 20
 BINS = 30
 
 
-def heat_map(counts: IntArray, title: str, path: Path) -> None:
-    """Training examples by client and class ``(clients, classes)``; none is white."""
+def heat_map(counts: IntArray, title: str, path: Path, domains: Sequence[str] = ()) -> None:
+    """Training examples by client and class ``(clients, classes)``, or by domain if their names are given; none is white."""
     clients, classes = counts.shape
     written = clients <= WRITTEN and classes <= WRITTEN
     figure = _figure(float(np.clip(2.5 + 0.5 * classes, 6, 14)), float(np.clip(1.6 + 0.3 * clients, 3.2, 11)))
@@ -31,9 +32,11 @@ def heat_map(counts: IntArray, title: str, path: Path) -> None:
             colour = "white" if count > most / 2 else "black"
             if count:
                 axes.text(label, client, str(count), ha="center", va="center", fontsize=8, color=colour)
-    axes.set(title=title, xlabel="class", ylabel="client")
+    axes.set(title=title, xlabel="domain" if domains else "class", ylabel="client")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=WRITTEN, integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=WRITTEN, integer=True, steps=[1, 2, 5, 10]))
+    if domains:
+        axes.set_xticks(range(len(domains)), domains, rotation=30, ha="right")
     axes.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(clients + 1) - 0.5, minor=True)
     if clients <= 200 and classes <= 200:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hybridfl.data.dataset import Dataset, IntArray
-from hybridfl.data.split import Split
+from hybridfl.data.split import Drawn
 
 ROWS = 20
 """Clients shown before the table is cut."""
@@ -18,23 +18,29 @@ COLUMNS = 20
 """Classes with a column each; of more, the table tells how many an owner has and which is the largest."""
 
 
-def ownership(dataset: Dataset, split: Split, noisy: Collection[int] = (), rows: int | None = ROWS) -> str:
-    """Sizes and classes of the server and the first ``rows`` clients (``None``: all), as lines of text."""
+def ownership(drawn: Drawn, noisy: Collection[int] = (), rows: int | None = ROWS) -> str:
+    """Sizes, domains and classes of the server and the first ``rows`` clients (``None``: all), as lines of text."""
+    dataset, split, pool = drawn.dataset, drawn.split, drawn.pool
     clients = len(split.clients_train)
     each = dataset.classes <= COLUMNS
     table = Table(title="Training examples by owner and class", title_justify="left")
     table.add_column("owner")
+    if len(dataset.domains) > 1:
+        table.add_column("domains")
     for name in ("train", "val", "test", *(map(str, range(dataset.classes)) if each else ("classes", "largest class"))):
         table.add_column(name, justify="right")
 
     def add(name: str, train: IntArray, val: IntArray, test: int) -> None:
-        counts = np.bincount(dataset.train.y[np.concatenate([train, val])], minlength=dataset.classes)
-        cells = [len(train), len(val), test, *(counts if each else [np.count_nonzero(counts)])]
+        both = np.concatenate([train, val])
+        counts = np.bincount(pool.y[both], minlength=dataset.classes)
+        cells = [len(train), len(val), test, *(counts[: dataset.classes] if each else [np.count_nonzero(counts)])]
         largest = [] if each else [f"{counts.argmax()}: {counts.max()}"]
-        table.add_row(name, *(str(n) if n else "·" for n in cells), *largest)
+        domains = [_domains(dataset, pool.domain[both])] if len(dataset.domains) > 1 else []
+        table.add_row(name, *domains, *(str(n) if n else "·" for n in cells), *largest)
 
     if len(split.server_train):
-        add("server", split.server_train, split.server_val, len(dataset.test))
+        tested = len(dataset.test) if split.server_test is None else len(split.server_test)
+        add("server", split.server_train, split.server_val, tested)
     shown = clients if rows is None else min(rows, clients)
     for client in range(shown):
         name = f"{client} (noisy)" if client in noisy else str(client)
@@ -47,3 +53,10 @@ def ownership(dataset: Dataset, split: Split, noisy: Collection[int] = (), rows:
     )  # a narrow terminal may break lines, not the table its cells
     console.print(table)
     return console.export_text().rstrip()
+
+
+def _domains(dataset: Dataset, domain: IntArray) -> str:
+    """The domains of some examples, the commonest first; how many have each, if there are several."""
+    counts = np.bincount(domain, minlength=len(dataset.domains))
+    order = [d for d in np.argsort(-counts, kind="stable") if counts[d]]
+    return ", ".join(dataset.domains[d] if len(order) == 1 else f"{dataset.domains[d]} {counts[d]}" for d in order)

@@ -22,7 +22,7 @@ from hybridfl.config import NOT_IDENTITY, Composed
 from hybridfl.data.dataset import Dataset, Reader, problem_of
 from hybridfl.data.partitioning import Partitioning
 from hybridfl.data.server_data import ServerData
-from hybridfl.data.split import Split, draw_split
+from hybridfl.data.split import Drawn, draw_split
 from hybridfl.engine import Engine, check_method
 from hybridfl.errors import ConfigError, nearest
 from hybridfl.evaluation import Evaluation
@@ -76,14 +76,18 @@ class DataCache:
 
     kept: dict[tuple[str, str], Dataset] = field(default_factory=dict)
 
-    def load(self, node: Mapping[str, Any], reader: Reader, root: Path) -> Dataset:
-        """What ``reader`` reads, which was built from ``node``; a reader itself may not tell its options."""
+    def load(self, node: Mapping[str, Any], reader: Reader, root: Path, place: str = "dataset") -> Dataset:
+        """What ``reader`` reads, which was built from ``node``; a reader itself may not tell its options.
+
+        Args:
+            place: where the node stands in the config, for messages.
+        """
         key = (json.dumps(node, sort_keys=True, default=str), str(root))
         if key not in self.kept:
             try:
                 self.kept[key] = _sound(reader.load(root), node)
             except ConfigError as error:
-                raise error.under("dataset") from error
+                raise error.under(place) from error
         return self.kept[key]
 
 
@@ -94,7 +98,7 @@ def _sound(dataset: Any, node: Mapping[str, Any]) -> Dataset:
         problem = f"{name}.load gave a {type(dataset).__name__}, expected a hybridfl.data.dataset.Dataset."
         raise ConfigError("_target_", problem)
     for part, examples in (("train", dataset.train), ("test", dataset.test)):
-        problem_found = problem_of(examples, dataset.classes)
+        problem_found = problem_of(examples, dataset.classes, len(dataset.domains))
         if problem_found:
             raise ConfigError("_target_", f"{name}.load gave a {part} part whose {problem_found}.")
     return dataset
@@ -161,14 +165,16 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
         DataError: a data file is missing or broken.
     """
     settings, method = settings_of(composed)
-    dataset, split = draw(composed, settings, cache)
+    drawn = draw(composed, settings, cache)
+    dataset = drawn.dataset
     device, dtype = device_of(settings.device), getattr(torch, settings.dtype)
     net = build_net(composed.config["model"], dataset, settings.seed).to(device, dtype)
     start = initial_model(net, device, dtype)
     file = None if settings.start in ("random", "server") else Path(settings.start).expanduser()
     federation = Federation(
         dataset=dataset,
-        split=split,
+        pool=drawn.pool,
+        split=drawn.split,
         clients=settings.clients,
         net=net,
         work=settings.client_optimizer,
@@ -190,29 +196,34 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
         raise error.under(key) from error
     files = {"start": file} if file else {}
     files |= {f"partitioning.{option}": path for option, path in getattr(settings.partitioning, "files", {}).items()}
-    return Plan(composed, settings, federation, method, digest_of(composed, dataset, files))
+    return Plan(composed, settings, federation, method, digest_of(composed, drawn, files))
 
 
-def draw(composed: Composed, settings: Settings, cache: DataCache | None = None) -> tuple[Dataset, Split]:
+def draw(composed: Composed, settings: Settings, cache: DataCache | None = None) -> Drawn:
     """The data, and who owns what of them.
 
     Raises:
         ConfigError: an option of the data set, the partitioning, the server's data or the clients does not fit.
         DataError: a data file is missing or broken.
     """
-    dataset = (cache or DataCache()).load(
-        composed.config["dataset"], settings.dataset, Path(settings.data_root).expanduser()
-    )
-    split = draw_split(
-        dataset,
+    cache, root = cache or DataCache(), Path(settings.data_root).expanduser()
+    servers = composed.config["server_data"]
+
+    def load(reader: Reader) -> Dataset:
+        # Under whichever option the server's node holds the reader.
+        name = next((n for n in servers if getattr(settings.server_data, n, None) is reader), "")
+        return cache.load(servers.get(name, servers), reader, root, f"server_data.{name}".rstrip("."))
+
+    return draw_split(
+        cache.load(composed.config["dataset"], settings.dataset, root),
         settings.partitioning,
         settings.server_data,
         settings.clients.number,
         settings.clients.validation,
         settings.evaluation.min_test,
         settings.seed,
+        load,
     )
-    return dataset, split
 
 
 def build_net(node: Mapping[str, Any], dataset: Dataset, seed: int) -> nn.Module:
@@ -245,7 +256,7 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def identity_of(composed: Composed, dataset: Dataset, files: Mapping[str, Path]) -> dict[str, Any]:
+def identity_of(composed: Composed, drawn: Drawn, files: Mapping[str, Path]) -> dict[str, Any]:
     """What decides the run's numbers; of options that name ``files``, by their keys, the files' contents."""
     config = {k: v for k, v in composed.config.items() if k not in NOT_IDENTITY}
     for key, path in files.items():
@@ -255,13 +266,14 @@ def identity_of(composed: Composed, dataset: Dataset, files: Mapping[str, Path])
         "results_version": RESULTS_VERSION,
         "config": _canonical(config),
         "method": method,
-        "data": dataset.fingerprint,
+        "data": drawn.dataset.fingerprint,
+        **({"server_data": drawn.sources} if drawn.sources else {}),
         "sources": {target: _source_digest(target) for target in sorted({*_outside_targets([config, method])})},
     }
 
 
-def digest_of(composed: Composed, dataset: Dataset, files: Mapping[str, Path]) -> str:
-    text = json.dumps(identity_of(composed, dataset, files), sort_keys=True, default=str)
+def digest_of(composed: Composed, drawn: Drawn, files: Mapping[str, Path]) -> str:
+    text = json.dumps(identity_of(composed, drawn, files), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

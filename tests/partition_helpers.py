@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
+from hybridfl.data.dataset import Dataset, Labels, Reader
 from hybridfl.data.partitioning import Partition, Partitioning
 from hybridfl.rng import stream
 
@@ -15,6 +16,11 @@ seeds = st.integers(0, 2**32)
 
 def rng(seed: int = 0) -> np.random.Generator:
     return stream(seed, "test")
+
+
+def unread(reader: Reader) -> Dataset:
+    """For server data that read no other data set."""
+    raise AssertionError("no other data set should be read")
 
 
 def sizes(partition: Partition) -> list[int]:
@@ -32,7 +38,7 @@ def check(partition: Partition, examples: int, clients: int, minimum: int) -> No
 
 def twice(node: Partitioning, y: np.ndarray, clients: int, seed: int) -> Partition:
     """A partition that must come out the same from the same seed."""
-    one, other = (node.split(y, clients, rng(seed)) for _ in range(2))
+    one, other = (node.split(Labels(y), clients, rng(seed)) for _ in range(2))
     assert one.moved == other.moved
     assert all(np.array_equal(a, b) for a, b in zip(one.shares, other.shares, strict=True))
     return one

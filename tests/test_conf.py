@@ -40,12 +40,15 @@ READ = {
     "chars74k_fonts": "chars74k",
     "chars74k_street": "chars74k",
     "pacs": "pacs",
+    "digits_five": "mnist_m",
 }
 """Data sets that must be there, and their folder below the data root."""
 FEWER = {
     "femnist_digits": [],
     "chars74k_street": [],
     "pacs": ["dataset.domains=[photo,sketch]", "dataset.size=16"],
+    "digits_five": ["dataset.domains=[usps,mnist_m]", "dataset.limit=200"],
+    "domains": ["dataset.limit=200"],
 }
 """How to read less of a data set that has no limit."""
 
@@ -57,9 +60,22 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def node(group: str, name: str) -> dict[str, Any]:
+    """A file with what its defaults list brings in."""
     loaded = yaml.safe_load(choices(group)[name].read_text())
     assert isinstance(loaded, dict)
-    return loaded
+    whole: dict[str, Any] = {}
+    for entry in loaded.pop("defaults", []):
+        if isinstance(entry, str):
+            whole |= {} if entry == "_self_" else node(group, entry)
+            continue
+        ((place, choice),) = entry.items()
+        other, _, key = place.removeprefix("/").partition("@")
+        inside = whole
+        *parents, last = key.split(".")
+        for parent in parents:
+            inside = inside.setdefault(parent, {})
+        inside[last] = node(other, choice)
+    return whole | loaded
 
 
 def write_images(folder: Path) -> None:
@@ -84,13 +100,17 @@ def test_every_folder_is_a_group_and_every_group_has_choices() -> None:
 @pytest.mark.parametrize(("group", "name"), FILES, ids=[f"{group}={name}" for group, name in FILES])
 def test_two_rounds_of_every_file(group: str, name: str) -> None:
     line = [f"{group}={name}", "rounds=2", "clients.number=5", "clients.per_round=2", "client_optimizer.steps=2"]
-    if group != "dataset":
+    if (group, name) == ("server_data", "domains"):
+        line += ["dataset=domains", "+dataset@dataset.sets.more=digits", "server_data.domains=[more]"]
+    elif group != "dataset":
         line += SMALL_DATA
     elif name in READ:
         root = Path(os.environ.get("HYBRIDFL_DATA", "~/.cache/hybridfl")).expanduser()
         if not (root / READ[name]).is_dir():
             pytest.skip(f"{READ[name]} is not in {root}; set HYBRIDFL_DATA")
         line += FEWER.get(name, ["dataset.limit=500"])
+    elif name in FEWER:
+        line += FEWER[name]
     elif name == "image_folder":
         write_images(Path("data/images"))
         line += ["data_root=data", "dataset.size=8"]

@@ -12,9 +12,9 @@ import pytest
 from cli_helpers import TINY, call, done
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from partition_helpers import check, rng, seeds
+from partition_helpers import check, rng, seeds, unread
 
-from hybridfl.data.dataset import Dataset, Examples
+from hybridfl.data.dataset import Dataset, Examples, Labels
 from hybridfl.data.partition_file import File
 from hybridfl.data.partitioning import IID, Dirichlet
 from hybridfl.data.server_data import NoServerData, ServerData, Share
@@ -38,18 +38,20 @@ def file(content: Any, **options: Any) -> File:
 def draw(partitioning: Any, server_data: ServerData, clients: int = 3, seed: int = 0) -> Split:
     part = Examples(np.zeros((12, 1, 1, 1), dtype=np.uint8), Y)
     dataset = Dataset("dozen", part, part, 3, (0.0,), (1.0,))
-    return draw_split(dataset, partitioning, server_data, clients, 0.25, 1, seed)
+    return draw_split(dataset, partitioning, server_data, clients, 0.25, 1, seed, unread).split
 
 
 @given(examples=st.integers(1, 60), clients=st.integers(1, 10), seed=seeds, as_split=st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_a_file_gives_back_what_was_put_in(examples, clients, seed, as_split) -> None:
     clients = min(clients, examples)
-    shares = [rng(seed).permutation(share) for share in IID().split(np.zeros(examples), clients, rng(seed)).shares]
+    shares = [
+        rng(seed).permutation(share) for share in IID().split(Labels(np.zeros(examples)), clients, rng(seed)).shares
+    ]
     content: Any = [share.tolist() for share in shares]
     if as_split:
         content = {"clients": [{"train": share[1:], "val": share[:1]} for share in content]}
-    partition = file(content).split(np.zeros(examples, dtype=np.int64), clients, rng(seed + 1))
+    partition = file(content).split(Labels(np.zeros(examples, dtype=np.int64)), clients, rng(seed + 1))
     check(partition, examples, clients, 1)
     assert all(set(a) == set(b) for a, b in zip(partition.shares, shares, strict=True))
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from partition_helpers import unread
 
 from hybridfl.data import split as split_module
 from hybridfl.data.dataset import Dataset, Examples
@@ -40,7 +41,7 @@ def draw(data: Dataset = BALANCED, **changes) -> Split:
         "min_test": 20,
         "seed": 0,
     }
-    return draw_split(data, **{**options, **changes})
+    return draw_split(data, **{**options, **changes}, load=unread).split
 
 
 @given(
@@ -107,8 +108,8 @@ def test_a_test_set_has_the_clients_class_proportions_and_size() -> None:
     class ByClass:
         seed = None
 
-        def split(self, y, clients, rng) -> Partition:
-            return Partition([np.flatnonzero(y == 0), np.flatnonzero(y == 1)])
+        def split(self, labels, clients, rng) -> Partition:
+            return Partition([np.flatnonzero(labels.y == 0), np.flatnonzero(labels.y == 1)])
 
     split = draw(data, partitioning=ByClass(), server_data=NoServerData(), clients=2, min_test=10)
     # 3/4 of 120 test examples would be 90 of class 0: there are 60. A quarter is 30.
@@ -202,12 +203,13 @@ def test_the_digest_knows_whose_an_example_is() -> None:
     counts = np.zeros((2, 1), dtype=np.int64)
     one, two, three = np.array([1]), np.array([2]), np.array([1, 2])
     splits = [
-        Split((one, two), (none, none), (none, none), none, none, counts),
-        Split((two, one), (none, none), (none, none), none, none, counts),
-        Split((three, none), (none, none), (none, none), none, none, counts),
-        Split((none, none), (one, two), (none, none), none, none, counts),
+        Split((one, two), (none, none), (none, none), none, none, counts, counts),
+        Split((two, one), (none, none), (none, none), none, none, counts, counts),
+        Split((three, none), (none, none), (none, none), none, none, counts, counts),
+        Split((none, none), (one, two), (none, none), none, none, counts, counts),
+        Split((one, two), (none, none), (none, none), none, none, counts, counts, server_test=one),
     ]
-    assert len({split.digest for split in splits}) == 4
+    assert len({split.digest for split in splits}) == 5
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import hashlib
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,10 @@ from hybridfl.errors import ConfigError, DataError
 IntArray = NDArray[np.int64]
 
 
+def _nothing() -> IntArray:
+    return np.empty(0, dtype=np.int64)
+
+
 @dataclass(frozen=True, eq=False)
 class Examples:
     """Labelled images.
@@ -26,13 +30,28 @@ class Examples:
     Attributes:
         x: ``(N, C, H, W)``, uint8 or float32, raw values as stored.
         y: ``(N,)``, int64, labels ``0 … classes - 1``.
+        domain: ``(N,)``, int64, where each comes from, a number into the data set's ``domains``; 0 for all if left out.
     """
 
     x: NDArray[Any]
     y: IntArray
+    domain: IntArray = field(default_factory=_nothing)
+
+    def __post_init__(self) -> None:
+        if not len(self.domain):
+            object.__setattr__(self, "domain", np.zeros(len(self.y), dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def at(self, index: NDArray[Any] | slice) -> Examples:
+        """The examples at these positions."""
+        return Examples(self.x[index], self.y[index], self.domain[index])
+
+    def followed_by(self, other: Examples) -> Examples:
+        """These examples, then the others."""
+        pairs = ((self.x, other.x), (self.y, other.y), (self.domain, other.domain))
+        return Examples(*(np.concatenate(pair) for pair in pairs))
 
     def first(self, limit: int | None) -> Examples:
         """The first ``limit`` examples in the stored order; all of them for ``None``.
@@ -46,7 +65,25 @@ class Examples:
             raise ConfigError(
                 "limit", f"got {limit}: there are {len(self)} examples; nearest valid value: {len(self)}."
             )
-        return Examples(self.x[:limit], self.y[:limit])
+        return self.at(slice(limit))
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """What may decide who owns an example: its class and its domain, both ``(N,)``."""
+
+    y: IntArray
+    domain: IntArray = field(default_factory=_nothing)
+
+    def __post_init__(self) -> None:
+        if not len(self.domain):
+            object.__setattr__(self, "domain", np.zeros(len(self.y), dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def at(self, index: NDArray[Any]) -> Labels:
+        return Labels(self.y[index], self.domain[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +97,8 @@ class Dataset:
         mean, std: one number per channel, in units of the *raw* values of ``x``: a model is fed ``(x - mean) / std``,
             so a uint8 set with values 0 … 255 has a mean such as 0.2860 * 255. They belong to the data set, not to the
             files found: a subset of a set is standardised as the whole is.
+        domains: names of the domains; one, named as the set, if left out.
+        white: raw value of full intensity, 0 being none; ``None`` where values are no intensities.
     """
 
     name: str
@@ -68,12 +107,22 @@ class Dataset:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    domains: tuple[str, ...] = ()
+    white: float | None = 255.0
+
+    def __post_init__(self) -> None:
+        if not self.domains:
+            object.__setattr__(self, "domains", (self.name,))
 
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over shapes, types and bytes of all examples: the same name may hold another subset."""
         digest = hashlib.sha256()
-        for array in (self.train.x, self.train.y, self.test.x, self.test.y):
+        arrays = [self.train.x, self.train.y, self.test.x, self.test.y]
+        if len(self.domains) > 1:
+            digest.update("\x1f".join(self.domains).encode())
+            arrays += [self.train.domain, self.test.domain]
+        for array in arrays:
             digest.update(f"{array.shape}{array.dtype.str}".encode())
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()[:16]
@@ -127,8 +176,15 @@ def checked(x: NDArray[Any], y: NDArray[Any], classes: int, file: Path | str) ->
     return Examples(np.ascontiguousarray(x), np.ascontiguousarray(y, dtype=np.int64))
 
 
-def problem_of(examples: Examples, classes: int) -> str | None:
+def problem_of(examples: Examples, classes: int, domains: int) -> str | None:
     """What is wrong with the structure of examples, if anything; a sentence without its end."""
+    domain = np.asarray(examples.domain)
+    if domain.shape != (len(examples),) or domain.dtype.kind not in "iu":
+        kind = f"shape {domain.shape} and type {domain.dtype}"
+        return f"domains have {kind}, expected a whole number for each of the {len(examples)} examples"
+    if domain.min(initial=0) < 0 or domain.max(initial=0) >= domains:
+        wrong = domain[(domain < 0) | (domain >= domains)][0]
+        return f"domain {wrong} is out of range, expected 0 to {domains - 1}"
     return _problem(np.asarray(examples.x), np.asarray(examples.y), classes)
 
 

@@ -40,8 +40,8 @@ class Digits:
         """
         everything = _read(_file())
         held_out = _every_fourth_of_each_class(everything.y)
-        train, test = (Examples(everything.x[part], everything.y[part]) for part in (~held_out, held_out))
-        return Dataset("digits", train, test, CLASSES, mean=(MEAN,), std=(STD,))
+        train, test = everything.at(~held_out), everything.at(held_out)
+        return Dataset("digits", train, test, CLASSES, mean=(MEAN,), std=(STD,), white=16.0)
 
 
 def _file() -> Path:

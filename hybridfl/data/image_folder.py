@@ -85,10 +85,11 @@ class ImageFolder:
         for part, pictures in zip(("train", "test"), parts, strict=True):
             if not pictures:
                 raise DataError(f"{top}: there are no {part} images. Add images, or set another dataset.test_fraction.")
-        train, test = self._read(entries, parts, numbers)
-        mean, std = ((GREY_MEAN,), (GREY_STD,)) if self.grey else (MEAN, STD)
-        scaled = (tuple(255 * value for value in values) for values in (mean, std))
-        return Dataset(top.name, train, test, len(numbers), *scaled)
+        train, test = self._read(chosen, parts, numbers)
+        units = ((GREY_MEAN,), (GREY_STD,)) if self.grey else (MEAN, STD)
+        mean, std = (tuple(255 * value for value in values) for values in units)
+        domains = tuple(chosen) if self.first_level == "domain" else ()
+        return Dataset(top.name, train, test, len(numbers), mean, std, domains)
 
     def _chosen(self, entries: dict[str, Path]) -> dict[str, Path]:
         for number, name in enumerate(self.domains or ()):
@@ -131,6 +132,7 @@ class ImageFolder:
     def _read(
         self, entries: dict[str, Path], parts: Sequence[Sequence[Picture]], numbers: dict[str, int]
     ) -> Iterator[Examples]:
+        order = {name: number for number, name in enumerate(entries)} if self.first_level == "domain" else {}
         pixels: dict[Picture, NDArray[np.uint8]] = {}
         first: tuple[Path, tuple[int, ...]] | None = None
         wanted: dict[str, list[Picture]] = {}
@@ -150,7 +152,10 @@ class ImageFolder:
                     pixels[picture] = image
         for part in parts:
             labels = np.array([numbers[picture.kind] for picture in part])
-            yield checked(np.stack([pixels.pop(picture) for picture in part]), labels, len(numbers), self.folder)
+            images = np.stack([pixels.pop(picture) for picture in part])
+            examples = checked(images, labels, len(numbers), self.folder)
+            domains = np.array([order.get(picture.entry, 0) for picture in part], dtype=np.int64)
+            yield Examples(examples.x, examples.y, domains)
 
 
 class Picture(NamedTuple):

@@ -38,7 +38,7 @@ def read_npz(file: Path, channels: int, classes: int, todo: str) -> tuple[Exampl
 
 def inverted(examples: Examples) -> Examples:
     """The negative of uint8 images."""
-    return Examples(255 - examples.x, examples.y)
+    return Examples(255 - examples.x, examples.y, examples.domain)
 
 
 def _arrays(file: Path, todo: str) -> dict[str, NDArray[Any]]:

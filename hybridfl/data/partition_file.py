@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hybridfl.data.dataset import IntArray
+from hybridfl.data.dataset import IntArray, Labels
 from hybridfl.data.partitioning import Partition, sorted_indices
 from hybridfl.errors import ConfigError
 
@@ -48,8 +48,9 @@ class File:
     def files(self) -> dict[str, Path]:
         return {"path": Path(str(self.path)).expanduser()}
 
-    def split(self, y: IntArray, clients: int, rng: np.random.Generator) -> Partition:
+    def split(self, labels: Labels, clients: int, rng: np.random.Generator) -> Partition:
         """As :class:`Partitioning` says, with ``y`` of all training examples."""
+        y = labels.y
         stored = self._read()
         if len(stored) != clients:
             raise self._wrong(f"has {len(stored)} clients and clients.number is {clients}; set it to {len(stored)}")

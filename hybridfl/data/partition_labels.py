@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridfl.build import PositiveInt, Range
-from hybridfl.data.dataset import IntArray
+from hybridfl.data.dataset import IntArray, Labels
 from hybridfl.data.partitioning import Partition, check_minimum, log_gamma, sorted_indices
 from hybridfl.errors import ConfigError
 
@@ -29,8 +29,9 @@ class Shards:
     per_client: PositiveInt = 2
     seed: int | None = None
 
-    def split(self, y: IntArray, clients: int, rng: np.random.Generator) -> Partition:
+    def split(self, labels: Labels, clients: int, rng: np.random.Generator) -> Partition:
         """As :class:`Partitioning` says."""
+        y = labels.y
         number = clients * self.per_client
         if number > len(y):
             most = len(y) // clients
@@ -60,13 +61,14 @@ class Classes:
     per_client: PositiveInt = 2
     seed: int | None = None
 
-    def split(self, y: IntArray, clients: int, rng: np.random.Generator) -> Partition:
+    def split(self, labels: Labels, clients: int, rng: np.random.Generator) -> Partition:
         """As :class:`Partitioning` says."""
-        labels, sizes = np.unique(y, return_counts=True)
+        y = labels.y
+        kinds, sizes = np.unique(y, return_counts=True)
         self._check(sizes, clients)
         holders = _holders(self.per_client, np.minimum(sizes, clients), clients, rng)
         hands: list[list[IntArray]] = [[] for _ in range(clients)]
-        for label, who in zip(labels, holders, strict=True):
+        for label, who in zip(kinds, holders, strict=True):
             members = rng.permutation(np.flatnonzero(y == label))
             for client, part in zip(rng.permutation(who), np.array_split(members, len(who)), strict=True):
                 hands[client].append(part)
@@ -129,19 +131,20 @@ class DirichletMix:
     min_examples: PositiveInt = 2
     seed: int | None = None
 
-    def split(self, y: IntArray, clients: int, rng: np.random.Generator) -> Partition:
+    def split(self, labels: Labels, clients: int, rng: np.random.Generator) -> Partition:
         """As :class:`Partitioning` says."""
+        y = labels.y
         check_minimum(self.min_examples, len(y), clients)
-        labels, left = np.unique(y, return_counts=True)
+        kinds, left = np.unique(y, return_counts=True)
         prior = left / left.sum()
         logs = np.array([log_gamma(self.alpha * prior, rng) for _ in range(clients)])
         size, longer = divmod(len(y), clients)
-        counts = np.zeros((clients, len(labels)), dtype=np.int64)
+        counts = np.zeros((clients, len(kinds)), dtype=np.int64)
         for _ in range(size):
             _draw_each(counts, rng.permutation(clients), logs, left, rng)
         _draw_each(counts, rng.permutation(clients)[:longer], logs, left, rng)
         hands: list[list[IntArray]] = [[] for _ in range(clients)]
-        for label, column in zip(labels, counts.T, strict=True):
+        for label, column in zip(kinds, counts.T, strict=True):
             members = rng.permutation(np.flatnonzero(y == label))
             for hand, part in zip(hands, np.split(members, np.cumsum(column)[:-1]), strict=True):
                 hand.append(part)

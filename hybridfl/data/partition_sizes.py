@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from hybridfl.build import NonNegativeFloat, PositiveInt, Range
-from hybridfl.data.dataset import IntArray
+from hybridfl.data.dataset import Labels
 from hybridfl.data.partitioning import Partition, check_minimum, dirichlet, level, normalised, rounded
 
 
@@ -34,8 +34,9 @@ class Quantity:
     min_examples: PositiveInt = 2
     seed: int | None = None
 
-    def split(self, y: IntArray, clients: int, rng: np.random.Generator) -> Partition:
+    def split(self, labels: Labels, clients: int, rng: np.random.Generator) -> Partition:
         """As :class:`Partitioning` says."""
+        y = labels.y
         check_minimum(self.min_examples, len(y), clients)
         if self.law == "dirichlet":
             proportions = dirichlet(self.alpha, clients, rng)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridfl.build import PositiveInt, Range
-from hybridfl.data.dataset import IntArray
+from hybridfl.data.dataset import IntArray, Labels
 from hybridfl.errors import ConfigError
 
 
@@ -21,7 +21,7 @@ class Partition:
     """Who owns what.
 
     Attributes:
-        shares: for each client the sorted indices of its examples; disjoint, and together all of them.
+        shares: for each client the sorted indices of its examples; disjoint.
         moved: how many examples changed hands so that every client has the minimum.
         complete: whether an example that nobody owns is a mistake.
     """
@@ -44,8 +44,8 @@ class Partitioning(Protocol):
         """Seed of the draw; ``None`` is the run's."""
         ...
 
-    def split(self, y: IntArray, clients: int, rng: np.random.Generator) -> Partition:
-        """Deals the examples with labels ``y`` ``(N,)`` out to the clients.
+    def split(self, labels: Labels, clients: int, rng: np.random.Generator) -> Partition:
+        """Deals the examples with these labels out to the clients.
 
         Raises:
             ConfigError: it cannot be done; its key is the option's name.
@@ -65,8 +65,9 @@ class IID:
     min_examples: PositiveInt = 1
     seed: int | None = None
 
-    def split(self, y: IntArray, clients: int, rng: np.random.Generator) -> Partition:
+    def split(self, labels: Labels, clients: int, rng: np.random.Generator) -> Partition:
         """As :class:`Partitioning` says."""
+        y = labels.y
         check_minimum(self.min_examples, len(y), clients)
         return Partition([sorted_indices(share) for share in np.array_split(rng.permutation(len(y)), clients)])
 
@@ -89,8 +90,9 @@ class Dirichlet:
     min_examples: PositiveInt = 2
     seed: int | None = None
 
-    def split(self, y: IntArray, clients: int, rng: np.random.Generator) -> Partition:
+    def split(self, labels: Labels, clients: int, rng: np.random.Generator) -> Partition:
         """As :class:`Partitioning` says."""
+        y = labels.y
         check_minimum(self.min_examples, len(y), clients)
         dealt: list[list[IntArray]] = [[] for _ in range(clients)]
         owed = np.zeros(clients)

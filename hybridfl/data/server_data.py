@@ -1,15 +1,40 @@
-"""What the server owns of the training examples; the clients share the rest."""
+"""What the server owns: the protocol, nothing, a share of the training examples, and domains of its own.
+
+The others: data the clients do not have (``server_other.py``), the clients' data in another style (``server_style.py``).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Protocol
 
 import numpy as np
 
 from hybridfl.build import Fraction, NonNegativeInt, PositiveInt, Range
-from hybridfl.data.dataset import IntArray
-from hybridfl.errors import ConfigError
+from hybridfl.data.dataset import Dataset, Examples, IntArray, Reader
+from hybridfl.data.partitioning import dirichlet
+from hybridfl.errors import ConfigError, nearest
+
+Load = Callable[[Reader], Dataset]
+"""Reads another data set below the run's data root."""
+
+
+@dataclass(frozen=True, eq=False)
+class ServerShare:
+    """What the server gets.
+
+    Attributes:
+        taken: sorted positions in the data set's training part that are the server's.
+        withheld: sorted positions that nobody gets; disjoint with ``taken``.
+        own: examples that are not in the training part, of the same shape and type.
+        sources: fingerprints of other data sets that were read for it.
+    """
+
+    taken: IntArray
+    withheld: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    own: Examples | None = None
+    sources: tuple[str, ...] = ()
 
 
 class ServerData(Protocol):
@@ -17,16 +42,21 @@ class ServerData(Protocol):
 
     @property
     def provides(self) -> frozenset[str]:
-        """What a method may require of the federation: ``server_data``, ``server_labels``."""
+        """What a method may require of the federation: ``server_data``; ``server_labels``, labels of the clients' task;
+        ``server_own_labels``, labels of another task."""
         ...
 
     @property
     def validation(self) -> float:
-        """Fraction of the share that is kept for validation."""
+        """Fraction of the server's examples that is kept for validation."""
         ...
 
-    def take(self, y: IntArray, classes: int, rng: np.random.Generator) -> IntArray:
-        """Sorted indices of the server's examples among those with labels ``y`` ``(N,)`` in ``0 … classes - 1``.
+    def share(self, dataset: Dataset, free: IntArray, load: Load, rng: np.random.Generator) -> ServerShare:
+        """The server's examples; the clients share the rest.
+
+        Args:
+            dataset: of the clients' task.
+            free: sorted positions in its training part that are nobody's yet.
 
         Raises:
             ConfigError: it cannot be done; its key is the option's name.
@@ -41,29 +71,31 @@ class NoServerData:
     provides: ClassVar[frozenset[str]] = frozenset()
     validation: ClassVar[float] = 0.0
 
-    def take(self, y: IntArray, classes: int, rng: np.random.Generator) -> IntArray:
+    def share(self, dataset: Dataset, free: IntArray, load: Load, rng: np.random.Generator) -> ServerShare:
         """Nothing."""
-        return np.empty(0, dtype=np.int64)
+        return ServerShare(np.empty(0, dtype=np.int64))
 
 
 @dataclass(frozen=True)
-class Share:
-    """A labelled share of the training examples, balanced over the classes. Zhao et al. 2018, arXiv 1806.00582.
+class Amount:
+    """How many examples, of which classes; what all kinds of server data have in common.
 
     Args:
         examples: how many. Not read when ``fraction`` is given, so ``server_data.fraction=0.1`` alone is enough.
-        fraction: how many, as a fraction of all training examples (of every class); ``None`` reads ``examples``.
+        fraction: how many, as a fraction of the training examples there are (of every class); ``None`` reads ``examples``.
         classes: from these classes only; ``None`` is all.
+        alpha: skew: the classes' proportions are drawn from Dir(α, …, α); ``None`` balances them.
+        labelled: whether the server knows the labels.
         validation: fraction of the share that is kept for validation.
 
     A class with too few examples gives all it has, and the others give more in its place.
     """
 
-    provides: ClassVar[frozenset[str]] = frozenset({"server_data", "server_labels"})
-
     examples: PositiveInt | None = 100
     fraction: Annotated[float, Range(above=0, high=1)] | None = None
     classes: tuple[NonNegativeInt, ...] | None = None
+    alpha: Annotated[float, Range(above=0, infinite=True)] | None = None
+    labelled: bool = True
     validation: Fraction = 0.0
 
     def __post_init__(self) -> None:
@@ -72,12 +104,20 @@ class Share:
         if self.classes is not None and not self.classes:
             raise ConfigError("classes", "got []: name at least one class, or null for all.")
 
-    def take(self, y: IntArray, classes: int, rng: np.random.Generator) -> IntArray:
-        """As :class:`ServerData` says; exactly as many as asked for."""
+    @property
+    def provides(self) -> frozenset[str]:
+        return frozenset({"server_data"} | ({"server_labels"} if self.labelled else set()))
+
+    def draw(self, y: IntArray, classes: int, rng: np.random.Generator) -> IntArray:
+        """Sorted positions of exactly as many examples as asked for, among those with labels ``y`` ``(N,)``."""
         wanted = self._wanted_classes(classes)
         members = [rng.permutation(np.flatnonzero(y == label)) for label in wanted]
         available = np.array([len(indices) for indices in members])
-        counts = _balanced(self._number(len(y), int(available.sum())), available, rng)
+        number = self._number(len(y), int(available.sum()))
+        if self.alpha is None:
+            counts = _balanced(number, available, rng)
+        else:
+            counts = _skewed(number, available, self.alpha, rng)
         taken = [indices[:count] for indices, count in zip(members, counts, strict=True)]
         return np.sort(np.concatenate(taken)).astype(np.int64)
 
@@ -106,6 +146,51 @@ class Share:
         return number
 
 
+@dataclass(frozen=True)
+class Share(Amount):
+    """A share of the training examples, balanced over the classes. Zhao et al. 2018, arXiv 1806.00582.
+
+    Options as in :class:`Amount`.
+    """
+
+    def share(self, dataset: Dataset, free: IntArray, load: Load, rng: np.random.Generator) -> ServerShare:
+        """As :class:`ServerData` says."""
+        return ServerShare(free[self.draw(dataset.train.y[free], dataset.classes, rng)])
+
+
+@dataclass(frozen=True)
+class Domains(Amount):
+    """Examples of some domains, which no client has: what the server does not take of them is nobody's.
+
+    Domain generalisation from the server's side; the server's test set stays that of the clients' domains.
+
+    Args:
+        domains: their names. Other options as in :class:`Amount`; ``fraction`` is of the examples in these domains.
+    """
+
+    domains: tuple[str, ...] = ()
+
+    def share(self, dataset: Dataset, free: IntArray, load: Load, rng: np.random.Generator) -> ServerShare:
+        """As :class:`ServerData` says."""
+        within = np.isin(dataset.train.domain[free], self._numbers(dataset))
+        if within.all():
+            problem = f"got {list(self.domains)}: these are all domains; leave one for the clients."
+            raise ConfigError("domains", problem)
+        own = free[within]
+        taken = own[self.draw(dataset.train.y[own], dataset.classes, rng)]
+        return ServerShare(taken, withheld=np.setdiff1d(own, taken))
+
+    def _numbers(self, dataset: Dataset) -> list[int]:
+        names = dataset.domains
+        if not self.domains or len(names) == 1:
+            told = f"one domain, {names[0]}" if len(names) == 1 else f"the domains {', '.join(names)}"
+            raise ConfigError("domains", f"got {list(self.domains)}: name one or more; {dataset.name} has {told}.")
+        for number, name in enumerate(self.domains):
+            if name not in names:
+                raise ConfigError(f"domains[{number}]", f"got '{name}'. {nearest(name, names)}")
+        return [names.index(name) for name in self.domains]
+
+
 def _balanced(number: int, available: IntArray, rng: np.random.Generator) -> IntArray:
     """``number`` spread over classes as evenly as ``available`` allows; ties for the last ones are drawn."""
     counts = np.zeros_like(available)
@@ -118,4 +203,15 @@ def _balanced(number: int, available: IntArray, rng: np.random.Generator) -> Int
         step = min(left // len(open_), int((available - counts)[open_].min()))
         counts[open_] += step
         left -= step * len(open_)
+    return counts
+
+
+def _skewed(number: int, available: IntArray, alpha: float, rng: np.random.Generator) -> IntArray:
+    """``number`` spread over classes in proportions from Dir(α, …, α), each drawn as often as it has examples left."""
+    counts = np.zeros_like(available)
+    logs = np.log(np.maximum(dirichlet(alpha, len(available), rng), 1e-300))
+    for _ in range(number):
+        # The largest of log weight + Gumbel noise is a draw by the weights, also where those underflow.
+        scores = np.where(counts < available, logs + rng.gumbel(size=len(logs)), -np.inf)
+        counts[scores.argmax()] += 1
     return counts

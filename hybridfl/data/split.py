@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from hybridfl.data.dataset import Dataset, IntArray
+from hybridfl.data.dataset import Dataset, Examples, IntArray, Labels
 from hybridfl.data.partitioning import Partition, Partitioning
-from hybridfl.data.server_data import ServerData
+from hybridfl.data.server_data import Load, ServerData, ServerShare
 from hybridfl.errors import ConfigError, DataError
 from hybridfl.rng import stream
 
@@ -24,12 +24,15 @@ class Split:
         clients_train, clients_val: one array per client, into the data set's train part. Disjoint between clients, and
             with the server's.
         clients_test: one array per client, into the data set's *test* part; those of two clients may overlap.
-        server_train, server_val: into the train part; empty without server data. The server's test set is the whole
-            test part and is not stored.
+        server_train, server_val: empty without server data; positions from the train part's length on are examples that
+            only the server has, see :class:`Drawn`.
         class_counts: ``(clients, classes)``, examples of each class that a client owns for training and validation.
+        domain_counts: ``(clients, domains)``, the same by domain.
         moved: examples that changed hands so that every client has the minimum.
+        server_test: the server's test set, in the test part: the examples of the domains that clients have. ``None`` is
+            the whole test part.
 
-    A partitioning may leave examples to nobody; otherwise the train part is dealt out completely.
+    A partitioning or the server's data may leave examples to nobody; otherwise the train part is dealt out completely.
     """
 
     clients_train: tuple[IntArray, ...]
@@ -38,7 +41,9 @@ class Split:
     server_train: IntArray
     server_val: IntArray
     class_counts: IntArray
+    domain_counts: IntArray
     moved: int = 0
+    server_test: IntArray | None = None
 
     @property
     def digest(self) -> str:
@@ -55,6 +60,13 @@ class Split:
         yield from self.clients_test
         yield self.server_train
         yield self.server_val
+        if self.server_test is not None:
+            yield self.server_test
+
+    @property
+    def client_domains(self) -> list[int]:
+        """The domain that most examples of each client come from."""
+        return [int(counts.argmax()) for counts in self.domain_counts]
 
     def to_json(self) -> dict[str, Any]:
         """Plain containers for ``json.dump``; ``sizes`` and ``class_counts`` are there for the reader's eye."""
@@ -62,18 +74,25 @@ class Split:
             {
                 "sizes": {"train": len(train), "val": len(val), "test": len(test)},
                 "class_counts": counts.tolist(),
+                "domain_counts": domains.tolist(),
                 "train": train.tolist(),
                 "val": val.tolist(),
                 "test": test.tolist(),
             }
-            for train, val, test, counts in zip(
-                self.clients_train, self.clients_val, self.clients_test, self.class_counts, strict=True
+            for train, val, test, counts, domains in zip(
+                self.clients_train,
+                self.clients_val,
+                self.clients_test,
+                self.class_counts,
+                self.domain_counts,
+                strict=True,
             )
         ]
         server = {
             "sizes": {"train": len(self.server_train), "val": len(self.server_val)},
             "train": self.server_train.tolist(),
             "val": self.server_val.tolist(),
+            "test": None if self.server_test is None else self.server_test.tolist(),
         }
         return {"digest": self.digest, "moved": self.moved, "server": server, "clients": clients}
 
@@ -93,7 +112,9 @@ class Split:
                 server_train=_indices(server["train"]),
                 server_val=_indices(server["val"]),
                 class_counts=np.array([client["class_counts"] for client in clients], dtype=np.int64),
+                domain_counts=np.array([client["domain_counts"] for client in clients], dtype=np.int64),
                 moved=int(stored["moved"]),
+                server_test=None if server["test"] is None else _indices(server["test"]),
             )
             digest = stored["digest"]
         except (KeyError, TypeError, ValueError) as error:
@@ -101,6 +122,23 @@ class Split:
         if split.digest != digest:
             raise DataError(f"stored split: its digest is {digest}, its indices have {split.digest}; draw it again.")
         return split
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A data set and who owns what of it.
+
+    Attributes:
+        dataset: of the clients' task.
+        pool: its training part, followed by the examples that only the server has.
+        split: of the pool and of the test part.
+        sources: fingerprints of other data sets that were read.
+    """
+
+    dataset: Dataset
+    pool: Examples
+    split: Split
+    sources: tuple[str, ...] = ()
 
 
 def draw_split(
@@ -111,7 +149,8 @@ def draw_split(
     client_validation: float,
     min_test: int,
     seed: int,
-) -> Split:
+    load: Load,
+) -> Drawn:
     """The server's share first, then the rest to the clients; then validation views and the clients' test sets.
 
     A partitioning that names its examples itself (``before_server``) goes before the server.
@@ -123,83 +162,105 @@ def draw_split(
         min_test: size that a client's test set has at least, as far as the test part has the examples.
         seed: the run's; ``partitioning.seed`` goes before it. Every stream has a key of its own, so one client's
             validation view does not depend on another's.
+        load: reads other data sets, which the server may have.
 
     Raises:
         ConfigError: more clients than examples, or an option of the two nodes does not fit.
         DataError: the test part has none of a client's classes.
     """
     seed = seed if partitioning.seed is None else partitioning.seed
-    y = dataset.train.y
+    labels = Labels(dataset.train.y, dataset.train.domain)
+    every = np.arange(len(labels))
     if getattr(partitioning, "before_server", False):
-        partition = _partition(partitioning, y, clients, seed, 0)
+        partition = _partition(partitioning, labels, clients, seed, 0)
         owned = partition.shares
-        server = _leftovers(partition, server_data, y, dataset.classes, seed)
+        server = _leftovers(partition, server_data, dataset, load, seed)
     else:
-        server = _servers_share(server_data, y, dataset.classes, seed)
-        rest = np.setdiff1d(np.arange(len(y)), server)
-        partition = _partition(partitioning, y[rest], clients, seed, len(server))
+        server = _servers_share(server_data, dataset, every, load, seed)
+        rest = np.setdiff1d(every, np.concatenate([server.taken, server.withheld]))
+        partition = _partition(partitioning, labels.at(rest), clients, seed, len(every) - len(rest))
         owned = [rest[share] for share in partition.shares]
+    pool = dataset.train if server.own is None else dataset.train.followed_by(server.own)
+    servers = np.concatenate([server.taken, np.arange(len(every), len(pool))])
+    cells = dataset.classes * pool.domain + pool.y
     views = [
-        _hold_out(share, y, client_validation, stream(seed, "validation", client)) for client, share in enumerate(owned)
+        _hold_out(share, cells, client_validation, stream(seed, "validation", client))
+        for client, share in enumerate(owned)
     ]
-    server_train, server_val = _hold_out(server, y, server_data.validation, stream(seed, "validation", "server"))
-    counts = np.array([np.bincount(y[share], minlength=dataset.classes) for share in owned], dtype=np.int64)
-    return Split(
+    server_train, server_val = _hold_out(servers, cells, server_data.validation, stream(seed, "validation", "server"))
+    counts = np.array([np.bincount(labels.y[share], minlength=dataset.classes) for share in owned], dtype=np.int64)
+    domains = [np.bincount(labels.domain[share], minlength=len(dataset.domains)) for share in owned]
+    split = Split(
         clients_train=tuple(train for train, _ in views),
         clients_val=tuple(val for _, val in views),
-        clients_test=_test_sets(dataset, counts, min_test, seed),
+        clients_test=_test_sets(dataset, [cells[share] for share in owned], np.array(domains), min_test, seed),
         server_train=server_train,
         server_val=server_val,
         class_counts=counts,
+        domain_counts=np.array(domains, dtype=np.int64),
         moved=partition.moved,
+        server_test=_servers_test(dataset, np.sum(domains, axis=0)),
     )
+    return Drawn(dataset, pool, split, server.sources)
 
 
-def _servers_share(server_data: ServerData, y: IntArray, classes: int, seed: int) -> IntArray:
+def _servers_share(server_data: ServerData, dataset: Dataset, free: IntArray, load: Load, seed: int) -> ServerShare:
     try:
-        return server_data.take(y, classes, stream(seed, "server_data"))
+        share = server_data.share(dataset, free, load, stream(seed, "server_data"))
     except ConfigError as error:
         raise error.under("server_data") from error
+    # A user's own class may stand behind the node, and a wrong share would only show as a wrong result.
+    named = np.sort(np.concatenate([share.taken, share.withheld]))
+    own = share.own.x if share.own is not None else dataset.train.x
+    name = type(server_data).__name__
+    if len(np.unique(named)) < len(named) or len(np.setdiff1d(named, free)):
+        raise ConfigError("server_data", f"{name}.share must name free examples, each once, as taken or withheld.")
+    if own.shape[1:] != dataset.train.x.shape[1:] or own.dtype != dataset.train.x.dtype:
+        problem = f"{name}.share gives images {own.shape[1:]} {own.dtype}, the clients' are"
+        raise ConfigError("server_data", f"{problem} {dataset.train.x.shape[1:]} {dataset.train.x.dtype}.")
+    return share
 
 
-def _leftovers(partition: Partition, server_data: ServerData, y: IntArray, classes: int, seed: int) -> IntArray:
+def _leftovers(partition: Partition, server_data: ServerData, dataset: Dataset, load: Load, seed: int) -> ServerShare:
     """The server's share of what the clients leave.
 
     Raises:
         ConfigError: the server wants more than that, or leaves something and the partition should be complete.
     """
-    left = np.setdiff1d(np.arange(len(y)), np.concatenate(partition.shares))
+    examples = len(dataset.train)
+    left = np.setdiff1d(np.arange(examples), np.concatenate(partition.shares))
     try:
-        server = left[_servers_share(server_data, y[left], classes, seed)]
+        server = _servers_share(server_data, dataset, left, load, seed)
     except ConfigError as error:
         if not len(left):
-            problem = f"the partitioning gives all {len(y)} training examples to clients; use server_data=none."
+            problem = f"the partitioning gives all {examples} training examples to clients; use server_data=none."
             raise ConfigError("server_data", problem) from error
-        told = f"{error.problem.removesuffix('.')} (what the partitioning leaves of {len(y)})."
+        told = f"{error.problem.removesuffix('.')} (what the partitioning leaves of {examples})."
         raise ConfigError(error.key, told) from error
-    if partition.complete and len(server) < len(left):
-        nobodys = f"got true, and {len(left) - len(server)} training examples belong to no client and not to the server"
+    if partition.complete and len(server.taken) < len(left):
+        nobodys = f"{len(left) - len(server.taken)} training examples belong to no client and not to the server"
         way_out = "false leaves them out, server_data=share server_data.fraction=1 gives them to the server"
-        raise ConfigError("partitioning.complete", f"{nobodys}; {way_out}.")
+        raise ConfigError("partitioning.complete", f"got true, and {nobodys}; {way_out}.")
     return server
 
 
-def _partition(partitioning: Partitioning, y: IntArray, clients: int, seed: int, servers: int) -> Partition:
+def _partition(partitioning: Partitioning, labels: Labels, clients: int, seed: int, servers: int) -> Partition:
     if clients < 1:
         raise ConfigError("clients.number", f"got {clients}: must be at least 1; nearest valid value: 1.")
-    if not len(y):
+    if not len(labels):
         raise ConfigError("server_data", f"the server takes all {servers} training examples; leave some for clients.")
-    if clients > len(y):
+    if clients > len(labels):
         after = f" after the server took {servers}" if servers else ""
         raise ConfigError(
             "clients.number",
-            f"got {clients}: there are {len(y)} training examples{after}; the largest valid value is {len(y)}.",
+            f"got {clients}: there are {len(labels)} training examples{after}; "
+            f"the largest valid value is {len(labels)}.",
         )
     try:
-        partition = partitioning.split(y, clients, stream(seed, "partitioning"))
+        partition = partitioning.split(labels, clients, stream(seed, "partitioning"))
     except ConfigError as error:
         raise error.under("partitioning") from error
-    _check(partition, len(y), clients, partitioning)
+    _check(partition, len(labels), clients, partitioning)
     return partition
 
 
@@ -209,40 +270,58 @@ def _check(partition: Partition, examples: int, clients: int, partitioning: Part
     if len(partition.shares) != clients or not all(len(share) for share in partition.shares):
         raise ConfigError("partitioning", f"{name}.split must give each of the {clients} clients an example or more.")
     dealt, every = np.sort(np.concatenate(partition.shares)), np.arange(examples)
-    if getattr(partitioning, "before_server", False):
+    if getattr(partitioning, "before_server", False) or not partition.complete:
         if len(np.unique(dealt)) < len(dealt) or len(np.setdiff1d(dealt, every)):
             raise ConfigError("partitioning", f"{name}.split must deal out no example twice, of 0 to {examples - 1}.")
     elif not np.array_equal(dealt, every):
         raise ConfigError("partitioning", f"{name}.split must deal out each of the {examples} examples exactly once.")
 
 
-def _hold_out(owned: IntArray, y: IntArray, fraction: float, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
-    """Train and validation part of an owner's examples, with the same class proportions up to rounding."""
+def _hold_out(owned: IntArray, cells: IntArray, fraction: float, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+    """Train and validation part of an owner's examples, in the same proportions of cells (domain and class)."""
     size = min(_nearest(fraction * len(owned)), max(0, len(owned) - 1))
-    labels, counts = np.unique(y[owned], return_counts=True)
+    found, counts = np.unique(cells[owned], return_counts=True)
     held = [
-        rng.choice(owned[y[owned] == label], count, replace=False)
-        for label, count in zip(labels, _apportion(size, counts, rng), strict=True)
+        rng.choice(owned[cells[owned] == cell], count, replace=False)
+        for cell, count in zip(found, _apportion(size, counts, rng), strict=True)
         if count
     ]
     val = _indices(np.sort(np.concatenate(held)) if held else [])
     return np.setdiff1d(owned, val), val
 
 
-def _test_sets(dataset: Dataset, counts: IntArray, min_test: int, seed: int) -> tuple[IntArray, ...]:
-    y = dataset.test.y
-    pools = [np.flatnonzero(y == label) for label in range(dataset.classes)]
+def _servers_test(dataset: Dataset, owned: IntArray) -> IntArray | None:
+    """Test examples of the domains of which clients own any training examples; ``None`` for all."""
+    within = owned[dataset.test.domain] > 0
+    return None if within.all() else _indices(np.flatnonzero(within))
+
+
+def _test_sets(
+    dataset: Dataset, owned: list[IntArray], domains: IntArray, min_test: int, seed: int
+) -> tuple[IntArray, ...]:
+    """For each client examples of the test part, in the proportions of the cells (domain and class) it owns.
+
+    Args:
+        owned: cells of each client's examples.
+        domains: ``(clients, domains)``, numbers of these. A client with a tenth of the clients' examples of a domain is
+            tested on as many examples as a tenth of this domain's test part has.
+    """
+    number = dataset.classes * len(dataset.domains)
+    cells = dataset.classes * dataset.test.domain + dataset.test.y
+    pools = [np.flatnonzero(cells == cell) for cell in range(number)]
     available = np.array([len(pool) for pool in pools])
+    tests = np.bincount(dataset.test.domain, minlength=len(dataset.domains))
+    expected = (domains / np.maximum(domains.sum(0), 1)) @ tests
     sets = []
-    for client, owned in enumerate(counts):
-        share = owned.sum() / counts.sum()
-        proportions = np.where(available > 0, owned, 0)  # a class without test examples cannot be tested
+    for client, own in enumerate(owned):
+        counts = np.bincount(own, minlength=number)
+        proportions = np.where(available > 0, counts, 0)  # a cell without test examples cannot be tested
         if not proportions.any():
-            held = np.flatnonzero(owned).tolist()
+            held = np.unique(own % dataset.classes).tolist()
             raise DataError(f"{dataset.name}: the test part has no example of the classes {held} of client {client}.")
-        # The largest size at which every class's part, rounded up, is still there.
+        # The largest size at which every cell's part, rounded up, is still there.
         most = min(int(a) * int(proportions.sum()) // int(p) for a, p in zip(available, proportions, strict=True) if p)
-        size = min(max(min_test, 1, _nearest(share * len(y))), most)
+        size = min(max(min_test, 1, _nearest(expected[client])), most)
         rng = stream(seed, "test", client)
         drawn = [
             rng.choice(pool, count, replace=False)

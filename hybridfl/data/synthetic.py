@@ -49,7 +49,8 @@ class Synthetic:
         prototypes = scale * stream(self.seed, "synthetic", "prototypes").standard_normal((self.classes, *self.shape))
         train, test = (self._part(part, prototypes) for part in ("train", "test"))
         std = math.sqrt(1 + scale**2)
-        return Dataset("synthetic", train, test, self.classes, mean=(0.0,) * channels, std=(std,) * channels)
+        mean, deviation = (0.0,) * channels, (std,) * channels
+        return Dataset("synthetic", train, test, self.classes, mean, deviation, white=None)
 
     def _part(self, part: str, prototypes: np.ndarray) -> Examples:
         rng = stream(self.seed, "synthetic", part)

@@ -10,7 +10,7 @@ from hybridfl.types import SERVER, Job, Results, Round, Served, State, View
 
 
 class Oracle(Facts):
-    """Centralised training on the union of all examples, noisy labels included, optimiser state kept.
+    """Centralised training on the union of all labelled examples, noisy labels included, optimiser state kept.
 
     A round does as many steps as a round's cohort does together (``clients.per_round`` times the local steps of a
     client of mean size), with the clients' optimiser.
@@ -20,7 +20,7 @@ class Oracle(Facts):
     moves_raw_data = True
 
     def init(self, federation: Federation) -> State:
-        everybody = federation.participants
+        everybody = federation.labelled
         mean_size = max(1, round(sum(federation.examples(k) for k in everybody) / len(everybody)))
         steps = federation.clients.cohort * federation.work.count(mean_size)
         return {"global": federation.fresh_model(), "optimizer": {}, "everybody": everybody, "steps": steps}
