@@ -18,7 +18,7 @@ def describe(plan: Plan) -> str:
     for line in _facts(plan):
         console.print(line, markup=False)
     federation = plan.federation
-    drawn = Drawn(federation.dataset, federation.pool, federation.split)
+    drawn = Drawn(federation.dataset, federation.pool, federation.split, federation.tasks)
     table = ownership(drawn, federation.noisy_clients)
     return f"{console.export_text().rstrip()}\n\n{table}"
 

@@ -180,6 +180,9 @@ class _Turn:
             cohort=self.federation.clients.cohort,
             work=self.federation.work,
             seed=self.federation.seed,
+            task=self.federation.tasks.at(self.index),
+            first_of_task=self.federation.tasks.begins(self.index),
+            last_of_task=self.federation.tasks.ends(self.index),
         )
 
     def drive(self) -> State:
@@ -281,7 +284,7 @@ class _Turn:
         outcomes = self.engine.executor.run(self.federation.bench, tasks)
         for job, outcome in zip(jobs, outcomes, strict=True):
             passes = TRAINING_PASSES * outcome.trained + outcome.measured
-            macs = passes * self.federation.forward_macs + outcome.mapped
+            macs = passes * self.federation.macs_at(job.width) + outcome.mapped
             self.costs = self.costs.work(job.participant, macs, outcome.result.steps)
         return outcomes
 
@@ -293,6 +296,8 @@ class _Turn:
 
     def move_raw_data(self, job: Job) -> None:
         """Book the examples that a job reads and its participant does not own, once for each owner."""
+        if job.view.split == "test" and not self.engine.method.upper_bound:
+            raise HybridflError(f"{type(self.engine.method).__name__} reads test data without upper_bound.")
         foreign = [owner for owner in job.view.owners or () if owner != job.participant]
         if foreign and not self.engine.method.moves_raw_data:
             raise HybridflError(f"{type(self.engine.method).__name__} reads others' data without moves_raw_data.")
@@ -316,7 +321,9 @@ def task_of(federation: Federation, job: Job, round: int, occurrence: int) -> Ta
         occurrence: how many jobs of the same participant and tag came before in the round.
     """
     work: LocalWork = job.work or federation.work
-    rows = federation.rows(job.participant, job.view)
+    federation.net_at(job.width)  # so that the bench has it
+    rows = federation.rows(job.participant, job.view, round)
+    classes = federation.tasks.labels(job.view.tasks, round) if federation.tasks.mask else None
     if len(rows) == 0 and job.steps != 0:
         who = _name(job.participant)
         raise HybridflError(f"{who} has no examples in its '{job.view.split}' part, but the method gives it work.")
@@ -325,7 +332,7 @@ def task_of(federation: Federation, job: Job, round: int, occurrence: int) -> Ta
         work = replace(work, steps=job.steps)
     keys = (round, job.participant, job.tag, occurrence)
     shuffle, seed = stream(federation.seed, "local", *keys), torch_seed(federation.seed, "net", *keys)
-    return Task(job, work, steps, rows, round, shuffle, seed)
+    return Task(job, work, steps, rows, round, shuffle, seed, classes)
 
 
 def _kind(value: Any) -> str:

@@ -1,26 +1,27 @@
 """Three accuracies, always named: ``global``, ``clients``, ``served``, and ``validation`` for choosing.
 
-Where the test part has several domains, each of the three also comes as ``/domain=NAME``. Each distinct served model is run once over the test part and scored by index.
+``global`` is the global model on the server's test set, ``clients`` each client's served model on its own test set,
+``served`` the clients' models on the server's test set. A scope may go into detail: ``/domain=NAME`` where the test part has
+several, ``/task=3`` and ``/tasks`` (the mean over tasks) in a stream of tasks, ``/width=0.25`` and ``/model=NAME`` where the
+method serves several widths or has alternatives.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from hybridfl.build import NonNegativeInt, PositiveInt
 from hybridfl.federation import Federation
-from hybridfl.local import predict
 from hybridfl.rng import stream
+from hybridfl.scoring import Index, Scored, ScoredSet, identity, size
 from hybridfl.types import SERVER, Method, Served, State
 
 
@@ -40,7 +41,7 @@ class Evaluation:
 
 
 Row = dict[str, Any]
-Index = np.ndarray | slice
+Personal = Mapping[int, list[Served]]
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,6 @@ class _Score(NamedTuple):
     examples: int
 
 
-@dataclass(frozen=True, eq=False)
-class _Scored:
-    """Right or wrong, and loss, of every example of a set."""
-
-    correct: np.ndarray
-    loss: np.ndarray
-
-    def at(self, index: Index) -> tuple[float, float]:
-        """Mean accuracy and loss at these positions."""
-        return float(self.correct[index].mean()), float(self.loss[index].mean())
-
-
 class Evaluator:
     """Scores what a method serves, without ever training or selecting on test data."""
 
@@ -84,68 +73,126 @@ class Evaluator:
 
     def score(self, state: State, round: int, last: bool) -> Scores:
         """Rows of all scopes that are defined for this method after ``round`` rounds."""
-        test = _Set(self.federation, *self.federation.test)
-        rows: list[Row] = []
-        shared = self.method.serve(state, SERVER)
+        return _Evaluation(self, state, round, last).scores()
+
+
+class _Evaluation:
+    """One evaluation under way: the test part, and what has been scored on it so far."""
+
+    def __init__(self, evaluator: Evaluator, state: State, round: int, last: bool) -> None:
+        self.federation, self.method, self.options = evaluator.federation, evaluator.method, evaluator.options
+        self.state, self.round, self.last = state, round, last
+        self.seen = self.federation.tasks.labels("seen", round - 1)
+        self.test = ScoredSet(self.federation, *self.federation.test, self.seen)
+        self.rows: list[Row] = []
+
+    def scores(self) -> Scores:
+        shared = self.method.serve(self.state, SERVER)
         if shared:
-            scored = test.scored(shared)
-            rows += [_row(f"global{name}", *scored.at(index), test.count(index)) for name, index in self._parts]
-        personal = self._personal(state)
-        clients = self._clients(personal, test, rows)
-        self._served(personal, test, round, last, rows)
-        self._validation(shared, personal, rows)
-        return Scores(rows, clients)
+            self.whole("global", [shared])
+        personal = self.personal(lambda client: self.method.serve(self.state, client))
+        clients = self.clients("clients", personal)
+        self.served(personal)
+        self.widths()
+        self.alternatives(clients)
+        self.validation(shared, personal)
+        return Scores(self.rows, list(clients.values()))
 
-    @cached_property
-    def _parts(self) -> list[tuple[str, Index]]:
-        """What is scored of the test part, by the ending of the scope: the server's test set, then every domain."""
-        whole = self.federation.split.server_test
-        parts: list[tuple[str, Index]] = [("", slice(None) if whole is None else whole)]
-        domain, names = self.federation.dataset.test.domain, self.federation.dataset.domains
-        if len(names) > 1:
-            parts += [(f"/domain={name}", np.flatnonzero(domain == d)) for d, name in enumerate(names)]
-        return [(name, index) for name, index in parts if isinstance(index, slice) or len(index)]
-
-    def _personal(self, state: State) -> dict[int, list[Served]]:
-        served = {k: self.method.serve(state, k) for k in range(self.federation.clients.number)}
+    def personal(self, serve: Callable[[int], list[Served]]) -> Personal:
+        served = {k: serve(k) for k in range(self.federation.clients.number) if len(self.own[k])}
         return {k: ensemble for k, ensemble in served.items() if ensemble}
 
-    def _clients(self, personal: dict[int, list[Served]], test: _Set, rows: list[Row]) -> list[Row]:
+    @cached_property
+    def own(self) -> list[np.ndarray]:
+        """Every client's test examples of the classes seen so far."""
+        sets, y = self.federation.split.clients_test, self.federation.dataset.test.y
+        return [index if self.seen is None else index[np.isin(y[index], self.seen)] for index in sets]
+
+    @cached_property
+    def parts(self) -> list[tuple[str, Index]]:
+        """What is scored of the test part, by the ending of the scope: the server's test set first."""
+        test, split, tasks = self.federation.dataset.test, self.federation.split, self.federation.tasks
+        everything = np.arange(len(test)) if split.server_test is None else split.server_test
+        seen = np.arange(len(test)) if self.seen is None else np.flatnonzero(np.isin(test.y, self.seen))
+        parts = [("", np.intersect1d(everything, seen))]
+        names = self.federation.dataset.domains
+        if len(names) > 1:
+            parts += [(f"/domain={name}", seen[test.domain[seen] == d]) for d, name in enumerate(names)]
+        if len(tasks) > 1:
+            within = parts[0][1]
+            for number in range(tasks.at(self.round - 1) + 1):
+                parts.append((f"/task={number}", within[np.isin(test.y[within], tasks.classes[number])]))
+        return [(name, index) for name, index in parts if len(index)]
+
+    def whole(self, scope: str, ensembles: list[list[Served]]) -> None:
+        """Rows of models, or of the mean over models, on the server's test set and its parts."""
+        scored = [self.test.scored(ensemble) for ensemble in ensembles]
+        sizes = [size(self.federation, ensemble) for ensemble in ensembles]
+        by_task: list[Row] = []
+        for name, index in self.parts:
+            accuracies, losses = np.array([found.at(index) for found in scored]).T
+            row = _row(f"{scope}{name}", float(accuracies.mean()), float(losses.mean()), self.test.count(index), sizes)
+            row |= {"spread": float(accuracies.std())} if scope == "served" else {}
+            self.rows.append(row)
+            by_task += [row] if name.startswith("/task=") else []
+        if by_task:
+            accuracy, loss = (float(np.mean([row[key] for row in by_task])) for key in ("accuracy", "loss"))
+            self.rows.append(_row(f"{scope}/tasks", accuracy, loss, sum(row["examples"] for row in by_task), sizes))
+
+    def clients(self, scope: str, personal: Personal) -> dict[int, Row]:
+        """Rows over clients, and one for each."""
         if not personal:
-            return []
-        own = self.federation.split.clients_test
-        users = Counter(_identity(ensemble) for ensemble in personal.values())
+            return {}
+        users = Counter(identity(ensemble) for ensemble in personal.values())
         # A model of one client alone is run over that client's examples only, unless it was run over all already.
         scored = {
-            k: test.some(ensemble, own[k], alone=users[_identity(ensemble)] == 1) for k, ensemble in personal.items()
+            k: self.test.some(ensemble, self.own[k], alone=users[identity(ensemble)] == 1)
+            for k, ensemble in personal.items()
         }
-        scores = {k: _Score(*found.at(slice(None)), len(own[k])) for k, found in scored.items()}
-        rows.append(_over_clients("clients", list(scores.values())))
+        sizes = [size(self.federation, ensemble) for ensemble in personal.values()]
+        scores = {k: _Score(*found.at(slice(None)), len(self.own[k])) for k, found in scored.items()}
+        self.rows.append(_over_clients(scope, list(scores.values()), sizes))
+        self.domains(scope, scored, sizes)
+        return {k: {"client": k, **score._asdict()} for k, score in scores.items()}
+
+    def domains(self, scope: str, scored: Mapping[int, Scored], sizes: list[tuple[int, int]]) -> None:
         domain, names = self.federation.dataset.test.domain, self.federation.dataset.domains
         for d, name in enumerate(names if len(names) > 1 else ()):
-            inside = {k: np.flatnonzero(domain[own[k]] == d) for k in personal}
+            inside = {k: np.flatnonzero(domain[self.own[k]] == d) for k in scored}
             of = [_Score(*scored[k].at(index), len(index)) for k, index in inside.items() if len(index)]
             if of:
-                rows.append(_over_clients(f"clients/domain={name}", of))
-        return [{"client": k, **score._asdict()} for k, score in scores.items()]
+                self.rows.append(_over_clients(f"{scope}/domain={name}", of, sizes))
 
-    def _served(self, personal: dict[int, list[Served]], test: _Set, round: int, last: bool, rows: list[Row]) -> None:
+    def served(self, personal: Personal) -> None:
         if not personal:
             return
         chosen = sorted(personal)
-        distinct = len({_identity(ensemble) for ensemble in personal.values()})
-        if not last and distinct > self.options.sample:
-            order = stream(self.federation.seed, "evaluation sample", round).permutation(len(chosen))
+        distinct = len({identity(ensemble) for ensemble in personal.values()})
+        if not self.last and distinct > self.options.sample:
+            order = stream(self.federation.seed, "evaluation sample", self.round).permutation(len(chosen))
             chosen = sorted(chosen[i] for i in order[: self.options.sample])
-        if not chosen:
-            return
-        scored = [test.scored(personal[k]) for k in chosen]
-        for name, index in self._parts:
-            accuracies, losses = np.array([found.at(index) for found in scored]).T
-            row = _row(f"served{name}", float(accuracies.mean()), float(losses.mean()), test.count(index))
-            rows.append(row | {"spread": float(accuracies.std())})
+        if chosen:
+            self.whole("served", [personal[k] for k in chosen])
 
-    def _validation(self, shared: list[Served], personal: dict[int, list[Served]], rows: list[Row]) -> None:
+    def widths(self) -> None:
+        for width in self.method.widths:
+            shared = self.method.serve(self.state, SERVER, width)
+            if shared:
+                self.whole(f"global/width={width:g}", [shared])
+            self.clients(f"clients/width={width:g}", self.personal(lambda k: self.method.serve(self.state, k, width)))  # noqa: B023
+
+    def alternatives(self, clients: dict[int, Row]) -> None:
+        """Rows of the participants' other models, and columns beside the clients' own rows."""
+        for name in self.method.alternatives:
+            ask: Callable[[str, State, int], list[Served]] = self.method.alternative  # type: ignore[attr-defined]
+            found = self.clients(f"clients/model={name}", self.personal(lambda k: ask(name, self.state, k)))  # noqa: B023
+            for client, row in found.items():
+                if client in clients:
+                    mine = clients[client]
+                    mine |= {f"accuracy_{name}": row["accuracy"], f"loss_{name}": row["loss"]}
+                    mine[f"benefit_{name}"] = row["loss"] - mine["loss"]
+
+    def validation(self, shared: list[Served], personal: Personal) -> None:
         """``validation``: the global model on the server's validation examples if it has labelled ones, else on the
         union of the clients'; without a global model that of ``validation/clients``: each client's own model on its own.
         """
@@ -154,81 +201,39 @@ class Evaluator:
         labelled = len(server) > 0 and "server_labels" in self.federation.provides
         everybody = server if labelled else np.concatenate(list(owned.values()))
         if shared:
-            self._add_validation("validation", [(shared, everybody)], rows)
-        if any(_identity(ensemble) != _identity(shared) for ensemble in personal.values()):
+            self.add_validation("validation", [(shared, everybody)])
+        if any(identity(ensemble) != identity(shared) for ensemble in personal.values()):
             scope = "validation/clients" if shared else "validation"
-            self._add_validation(scope, [(ensemble, owned[k]) for k, ensemble in personal.items()], rows)
+            self.add_validation(scope, [(ensemble, owned[k]) for k, ensemble in personal.items()])
 
-    def _add_validation(self, scope: str, parts: list[tuple[list[Served], np.ndarray]], rows: list[Row]) -> None:
+    def add_validation(self, scope: str, parts: list[tuple[list[Served], np.ndarray]]) -> None:
         bench, right, lost, count = self.federation.bench, 0.0, 0.0, 0
         for ensemble, positions in parts:
+            if self.seen is not None:
+                positions = positions[np.isin(self.federation.pool.y[positions], self.seen)]
             if len(positions) == 0:
                 continue
             index = torch.from_numpy(positions).to(bench.x.device)
-            accuracy, loss = _Set(self.federation, bench.x[index], bench.y[index]).scored(ensemble).at(slice(None))
+            found = ScoredSet(self.federation, bench.x[index], bench.y[index], self.seen).scored(ensemble)
+            accuracy, loss = found.at(slice(None))
             right, lost, count = right + accuracy * len(index), lost + loss * len(index), count + len(index)
         if count:
-            rows.append(_row(scope, right / count, lost / count, count))
+            self.rows.append(_row(scope, right / count, lost / count, count))
 
 
-class _Set:
-    """A set of examples and the scores of the models that were run over it."""
-
-    def __init__(self, federation: Federation, x: Tensor, y: Tensor) -> None:
-        self.federation, self.x, self.y = federation, x, y
-        self.size = len(y)
-        self._whole: dict[tuple[Any, ...], _Scored] = {}
-        # Identities are addresses: keeping what was scored alive keeps them unique.
-        self._kept: list[list[Served]] = []
-
-    def scored(self, ensemble: list[Served]) -> _Scored:
-        """Scores by position, computed once for each distinct model."""
-        key = _identity(ensemble)
-        if key not in self._whole:
-            self._whole[key] = self._run(ensemble, self.x, self.y)
-            self._kept.append(ensemble)
-        return self._whole[key]
-
-    def some(self, ensemble: list[Served], index: np.ndarray, alone: bool) -> _Scored:
-        """Scores at these positions; with ``alone`` no other position is run."""
-        if alone and _identity(ensemble) not in self._whole:
-            rows = torch.from_numpy(index).to(self.x.device)
-            return self._run(ensemble, self.x[rows], self.y[rows])
-        whole = self.scored(ensemble)
-        return _Scored(whole.correct[index], whole.loss[index])
-
-    def count(self, index: Index) -> int:
-        return self.size if isinstance(index, slice) else len(index)
-
-    def _run(self, ensemble: Sequence[Served], x: Tensor, y: Tensor) -> _Scored:
-        total = sum(served.weight for served in ensemble)
-        chunk, net = self.federation.chunk, self.federation.net
-        mixed = sum(
-            (predict(net, served.model, x, chunk) * (served.weight / total) for served in ensemble[1:]),
-            predict(net, ensemble[0].model, x, chunk) * (ensemble[0].weight / total),
-        )
-        correct = (mixed.argmax(1) == y).double()
-        loss = F.cross_entropy(mixed.double(), y, reduction="none")
-        return _Scored(correct.cpu().numpy(), loss.cpu().numpy())
-
-
-def _identity(ensemble: Sequence[Served]) -> tuple[Any, ...]:
-    # Of the tensors, not of the dicts that hold them: a checkpoint keeps shared tensors shared, but not the dicts, and
-    # a run that continues must find the same models distinct.
-    return tuple(
-        (*(tensor.data_ptr() for part in served.model for tensor in part.values()), served.weight)
-        for served in ensemble
-    )
-
-
-def _over_clients(scope: str, scores: list[_Score]) -> Row:
+def _over_clients(scope: str, scores: list[_Score], sizes: list[tuple[int, int]]) -> Row:
     """Mean, worst tenth and spread over clients."""
     accuracies = np.array([score.accuracy for score in scores])
     worst = np.sort(accuracies)[: math.ceil(len(accuracies) / 10)]
     loss = float(np.mean([score.loss for score in scores]))
-    row = _row(scope, float(accuracies.mean()), loss, sum(score.examples for score in scores))
+    row = _row(scope, float(accuracies.mean()), loss, sum(score.examples for score in scores), sizes)
     return row | {"worst10": float(worst.mean()), "spread": float(accuracies.std())}
 
 
-def _row(scope: str, accuracy: float, loss: float, examples: int) -> Row:
-    return {"scope": scope, "accuracy": accuracy, "loss": loss, "examples": examples}
+def _row(scope: str, accuracy: float, loss: float, examples: int, sizes: list[tuple[int, int]] | None = None) -> Row:
+    """A row of ``metrics.csv``; parameters and operations are means over the models scored."""
+    row: Row = {"scope": scope, "accuracy": accuracy, "loss": loss, "examples": examples}
+    if sizes:
+        parameters, macs = np.array(sizes, dtype=np.float64).mean(0).tolist()
+        row |= {"parameters": round(parameters), "inference_macs": round(macs)}
+    return row

@@ -30,6 +30,8 @@ METRICS = (
     "worst10",
     "spread",
     "examples",
+    "parameters",
+    "inference_macs",
     *(f.name for f in fields(Costs)),
     "seconds",
 )
@@ -168,15 +170,21 @@ class _Attempt:
             return None
         scores = evaluator.score(after.state, after.round, last)
         costs: Row = asdict(after.costs) | {"seconds": round(after.seconds, 3)}
-        self.clients.append(after.round, scores.clients)
+        self.clients.append(after.round, [row | self._told(record, row["client"]) for row in scores.clients])
         self.metrics.append(after.round, [row | costs for row in scores.rows])
         return scores.accuracy()
 
+    def _told(self, record: Record, client: int) -> Row:
+        """What the method reported of a client in this round for ``clients.csv``."""
+        columns = self.plan.method.client_columns
+        return {name: value for name, who, value in record.reports if who == client and name in columns}
+
     def _open_tables(self, after: int) -> None:
-        path = self.folder.path
+        path, method = self.folder.path, self.plan.method
+        columns = [f"{kind}_{name}" for name in method.alternatives for kind in ("accuracy", "loss", "benefit")]
         self.metrics = Table(path / "metrics.csv", METRICS, after=after)
         self.reports = Table(path / "method.csv", REPORTS, after=after)
-        self.clients = Table(path / "clients.csv", CLIENTS, after=after)
+        self.clients = Table(path / "clients.csv", (*CLIENTS, *columns, *method.client_columns), after=after)
         self.tables = (self.metrics, self.reports, self.clients)
 
     def _save(self) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from hybridfl.errors import ConfigError
 from hybridfl.local import Workbench
 from hybridfl.optimizers import LocalWork
 from hybridfl.rng import stream
-from hybridfl.types import SERVER, Model, View
+from hybridfl.tasks import TaskStream
+from hybridfl.types import SERVER, Model, Part, View
 
 
 @dataclass(eq=False)
@@ -38,6 +39,10 @@ class Federation:
         device, dtype: where and how precisely tensors are kept.
         chunk: examples a forward pass without gradient takes at once.
         start: the model of round 0.
+        tasks: which classes are on when.
+        started: whether the start was trained or read, not random.
+        reads_test: whether the pool holds the test part too, for a method that is an upper bound.
+        build: the net of a width, its weights drawn from a stream of the run's own that a name tells apart.
     """
 
     dataset: Dataset
@@ -52,10 +57,36 @@ class Federation:
     dtype: torch.dtype
     chunk: int
     start: Model
+    build: Callable[[float, str], nn.Module]
+    tasks: TaskStream
+    started: bool = False
+    reads_test: bool = False
 
-    def fresh_model(self, participant: int = SERVER) -> Model:
-        """The model a participant starts from, today the same for all; do not change its tensors in place."""
-        return self.start
+    def fresh_model(self, participant: int = SERVER, width: float = 1.0, name: str = "") -> Model:
+        """The model a participant starts from, today the same for all; do not change its tensors in place.
+
+        Args:
+            width: of the net.
+            name: of a further random model, such as ``"base 3"``; without one, at full width, it is the run's start.
+
+        Raises:
+            ConfigError: the run starts from trained weights, which a narrow or further model does not have.
+        """
+        if width == 1 and not name:
+            return self.start
+        if self.started:
+            raise ConfigError("start", "must be random: this method starts from several models or narrower ones.")
+        return initial_model(self.build(width, name), self.device, self.dtype)
+
+    def net_at(self, width: float) -> nn.Module:
+        """The template module of a width."""
+        if width != 1 and width not in self._other_widths:
+            self._other_widths[width] = self.build(width, "").to(self.device, self.dtype)
+        return self.net if width == 1 else self._other_widths[width]
+
+    @cached_property
+    def _other_widths(self) -> dict[float, nn.Module]:
+        return {}
 
     @property
     def classes(self) -> int:
@@ -72,27 +103,34 @@ class Federation:
         """Participants whose examples have labels of the clients' task."""
         return [who for who in self.participants if who != SERVER or "server_labels" in self.provides]
 
-    def owned(self, participant: int, split: Literal["train", "val"] = "train") -> np.ndarray:
+    def owned(self, participant: int, split: Part = "train") -> np.ndarray:
         """Positions in the pool that a participant owns."""
+        if split == "test":
+            whole = np.arange(len(self.dataset.test)) if self.split.server_test is None else self.split.server_test
+            return len(self.pool) + (whole if participant == SERVER else self.split.clients_test[participant])
         if participant == SERVER:
             return self.split.server_train if split == "train" else self.split.server_val
         shares = self.split.clients_train if split == "train" else self.split.clients_val
         return shares[participant]
 
-    def examples(self, participant: int, split: Literal["train", "val"] = "train") -> int:
+    def examples(self, participant: int, split: Part = "train") -> int:
         return len(self.owned(participant, split))
 
-    def rows(self, participant: int, view: View) -> Tensor:
-        """Positions in the pool that a job's view covers, on the pool's device."""
+    def rows(self, participant: int, view: View, round: int = 0) -> Tensor:
+        """Positions in the pool that a job's view covers in a round, on the pool's device."""
         owners = (participant,) if view.owners is None else view.owners
-        key = (owners, view.split)
+        labels = self.tasks.labels(view.tasks, round)
+        key = (owners, view.split, labels)
         if key not in self._rows:
             picked = np.concatenate([self.owned(owner, view.split) for owner in owners])
+            if labels is not None:
+                y = np.concatenate([self.pool.y, self.dataset.test.y])
+                picked = picked[np.isin(y[picked], labels)]
             self._rows[key] = torch.from_numpy(picked).to(self.device)
         return self._rows[key]
 
     @cached_property
-    def _rows(self) -> dict[tuple[tuple[int, ...], str], Tensor]:
+    def _rows(self) -> dict[tuple[tuple[int, ...], str, tuple[int, ...] | None], Tensor]:
         return {}
 
     @cached_property
@@ -108,8 +146,10 @@ class Federation:
         for client in self.noisy_clients:
             owned = np.concatenate([self.owned(client, "train"), self.owned(client, "val")])
             labels[owned] = stream(self.seed, "noisy labels", client).integers(self.classes, size=len(owned))
-        x = self._standardised(self.pool)
-        return Workbench(self.net, x, torch.from_numpy(labels).to(self.device), self.chunk)
+        x, y = self._standardised(self.pool), torch.from_numpy(labels).to(self.device)
+        if self.reads_test:
+            x, y = (torch.cat(pair) for pair in zip((x, y), self.test, strict=True))
+        return Workbench(self.net, x, y, self.chunk, self._other_widths)
 
     @cached_property
     def test(self) -> tuple[Tensor, Tensor]:
@@ -129,16 +169,29 @@ class Federation:
         """Bytes of one raw example and its label, as it would be sent."""
         return int(self.dataset.train.x[0].nbytes + self.dataset.train.y[0].nbytes)
 
-    @cached_property
+    @property
     def forward_macs(self) -> int:
-        """Multiply–accumulates of one example's forward pass."""
+        """Multiply–accumulates of one example's forward pass through the net at full width."""
+        return self.macs_at(1.0)
+
+    def macs_at(self, width: float) -> int:
+        """Multiply–accumulates of one example's forward pass through the net of a width."""
+        if width not in self._macs:
+            self._macs[width] = self._count(self.net_at(width))
+        return self._macs[width]
+
+    @cached_property
+    def _macs(self) -> dict[float, int]:
+        return {}
+
+    def _count(self, net: nn.Module) -> int:
         shape = self.dataset.train.x.shape[1:]
         example = torch.zeros(1, *shape, device=self.device, dtype=self.dtype)
-        self.net.eval()
+        net.eval()
         # With gradients, and attention written out: fused kernels of attention have no formula on a CPU.
-        params = {name: tensor.detach().requires_grad_() for name, tensor in self.start.params.items()}
+        params = {name: tensor.detach().requires_grad_() for name, tensor in net.named_parameters()}
         with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), FlopCounter() as counter:
-            torch.func.functional_call(self.net, {**params, **self.start.buffers}, (example,))
+            torch.func.functional_call(net, {**params, **dict(net.named_buffers())}, (example,))
         macs: int = counter.flops // 2
         return macs
 

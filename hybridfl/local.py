@@ -6,9 +6,9 @@ Everything here is a function of its arguments.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -41,6 +41,7 @@ class Task:
         round: round of birth; sets the learning rate.
         shuffle: stream of the batches.
         torch_seed: seed of anything random inside the net (dropout).
+        classes: the only ones whose logits count; ``None`` is all.
     """
 
     job: Job
@@ -50,6 +51,7 @@ class Task:
     round: int
     shuffle: np.random.Generator
     torch_seed: int
+    classes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +62,17 @@ class Workbench:
         net: a template module; its own tensors are never used.
         x: ``(N, …)`` inputs, standardised. y: ``(N,)`` labels.
         chunk: examples a forward pass without gradient takes at once.
+        other_widths: the net at the other widths that jobs ask for.
     """
 
     net: nn.Module
     x: Tensor
     y: Tensor
     chunk: int
+    other_widths: Mapping[float, nn.Module] = field(default_factory=dict)
+
+    def net_at(self, width: float) -> nn.Module:
+        return self.net if width == 1 else self.other_widths[width]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +141,8 @@ def _train(bench: Workbench, task: Task) -> tuple[Params, Params, State, float, 
     state = _copied(job.optimizer_state or {})
     lrs = learning_rates(work, theta, task.round)
     loss_rule = job.loss or cross_entropy
-    bench.net.train()
-    apply = _applier(bench.net, buffers)
+    net = bench.net_at(job.width).train()
+    apply = _applier(net, buffers, task.classes)
     total = torch.zeros((), device=bench.x.device, dtype=torch.float64)
     trained = 0
     for picked in batches(len(task.rows), work, task.shuffle, task.steps):
@@ -173,8 +180,7 @@ def _mapped(task: Task) -> int:
 def _measure(bench: Workbench, task: Task, theta: Params, buffers: Params) -> tuple[dict[str, Any], int]:
     """Statistics by name, and the examples times passes they took; with derivatives a forward counts as three."""
     job = task.job
-    bench.net.eval()
-    apply, seen_by_net = _applier(bench.net, buffers), 0
+    apply, seen_by_net = _applier(bench.net_at(job.width).eval(), buffers, task.classes), 0
 
     def counted(params: Params, x: Tensor) -> Tensor:
         nonlocal seen_by_net
@@ -193,11 +199,20 @@ def _measure(bench: Workbench, task: Task, theta: Params, buffers: Params) -> tu
     return {name: probe(seen) for name, probe in job.probes.items()}, seen_by_net
 
 
-def _applier(net: nn.Module, buffers: Params) -> Apply:
+def _applier(net: nn.Module, buffers: Params, classes: Sequence[int] | None = None) -> Apply:
     def apply(params: Params, x: Tensor) -> Tensor:
-        return cast(Tensor, torch.func.functional_call(net, {**params, **buffers}, (x,)))
+        logits = cast(Tensor, torch.func.functional_call(net, {**params, **buffers}, (x,)))
+        return logits if classes is None else only(logits, classes)
 
     return apply
+
+
+def only(logits: Tensor, classes: Sequence[int]) -> Tensor:
+    """Logits ``(b, classes)`` of which all but the given ones are so low that they have no probability."""
+    # Finite, because minus infinity makes a Kullback-Leibler divergence NaN.
+    lowest = torch.full_like(logits, torch.finfo(logits.dtype).min / 2)
+    index = torch.tensor(classes, device=logits.device)
+    return lowest.index_copy(1, index, logits[:, index])
 
 
 def _copied(state: Any) -> Any:

@@ -19,6 +19,7 @@ from torch import nn
 from hybridfl.availability import Clients
 from hybridfl.build import NonNegativeFloat, NonNegativeInt, PositiveInt, build, call, locate, of_kind
 from hybridfl.config import NOT_IDENTITY, Composed
+from hybridfl.data.classes import only_classes
 from hybridfl.data.dataset import Dataset, Reader, problem_of
 from hybridfl.data.partitioning import Partitioning
 from hybridfl.data.server_data import ServerData
@@ -32,6 +33,7 @@ from hybridfl.local import torch_random
 from hybridfl.models.files import read_weights
 from hybridfl.optimizers import LocalWork
 from hybridfl.rng import torch_seed
+from hybridfl.tasks import Tasks
 from hybridfl.types import Method
 
 RESULTS_VERSION = 1
@@ -57,6 +59,8 @@ class Settings:
     rounds: PositiveInt = 60
     start: str = "random"
     start_steps: PositiveInt = 200
+    classes: tuple[NonNegativeInt, ...] | str | None = None
+    tasks: Tasks = field(default_factory=Tasks)
     evaluate_every: PositiveInt = 1
     evaluation: Evaluation = field(default_factory=Evaluation)
     dtype: Literal["float32", "float64"] = "float32"
@@ -132,7 +136,9 @@ class Plan:
     def stored_config(self) -> dict[str, Any]:
         """What ``config.yaml`` of the run holds."""
         config = {k: v for k, v in self.composed.config.items() if k not in ("merging", "baseline")}
-        facts = {"name": self.composed.method_name, "moves_raw_data": self.method.moves_raw_data}
+        facts: dict[str, Any] = {"name": self.composed.method_name, "moves_raw_data": self.method.moves_raw_data}
+        if self.method.upper_bound:
+            facts["upper_bound"] = True
         method = dict(self.composed.config[self.composed.method_key]) | facts
         return config | {"method": method, "overrides": self.composed.line, "digest": self.digest}
 
@@ -168,7 +174,11 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
     drawn = draw(composed, settings, cache)
     dataset = drawn.dataset
     device, dtype = device_of(settings.device), getattr(torch, settings.dtype)
-    net = build_net(composed.config["model"], dataset, settings.seed).to(device, dtype)
+
+    def build_at(width: float, name: str) -> nn.Module:
+        return build_net(composed.config["model"], dataset, settings.seed, width, name)
+
+    net = build_at(1.0, "").to(device, dtype)
     start = initial_model(net, device, dtype)
     file = None if settings.start in ("random", "server") else Path(settings.start).expanduser()
     federation = Federation(
@@ -184,6 +194,10 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
         dtype=dtype,
         chunk=settings.evaluation.chunk,
         start=start if file is None else read_weights(file, start),
+        build=build_at,
+        tasks=drawn.tasks,
+        reads_test=method.upper_bound,
+        started=settings.start != "random",
     )
     check_net(federation)
     if settings.start == "server" and "server_labels" not in federation.provides:
@@ -214,8 +228,11 @@ def draw(composed: Composed, settings: Settings, cache: DataCache | None = None)
         name = next((n for n in servers if getattr(settings.server_data, n, None) is reader), "")
         return cache.load(servers.get(name, servers), reader, root, f"server_data.{name}".rstrip("."))
 
+    dataset = cache.load(composed.config["dataset"], settings.dataset, root)
+    if settings.classes is not None:
+        dataset = only_classes(dataset, settings.classes)
     return draw_split(
-        cache.load(composed.config["dataset"], settings.dataset, root),
+        dataset,
         settings.partitioning,
         settings.server_data,
         settings.clients.number,
@@ -223,14 +240,30 @@ def draw(composed: Composed, settings: Settings, cache: DataCache | None = None)
         settings.evaluation.min_test,
         settings.seed,
         load,
+        settings.tasks.stream(dataset.classes, settings.rounds, settings.seed),
     )
 
 
-def build_net(node: Mapping[str, Any], dataset: Dataset, seed: int) -> nn.Module:
-    """The net of a model node, its weights drawn from the run's own stream."""
+def build_net(node: Mapping[str, Any], dataset: Dataset, seed: int, width: float = 1.0, name: str = "") -> nn.Module:
+    """The net of a model node, its weights drawn from the run's own stream.
+
+    Args:
+        width: a factor on the node's own.
+        name: tells further random models apart.
+
+    Raises:
+        ConfigError: the node does not fit the data, or has no ``width`` to be made narrower by.
+    """
     shape = tuple(dataset.train.x.shape[1:])
     context = {"input_shape": shape, "classes": dataset.classes, "num_classes": dataset.classes}
-    with torch_random(torch_seed(seed, "initial weights"), torch.device("cpu")):
+    if width != 1:
+        if "width" not in node:
+            raise ConfigError(
+                "model", f"has no width, and {width:g} of it is asked for; try model=cnn or model=resnet20."
+            )
+        node = {**node, "width": node["width"] * width}
+    keys = () if width == 1 and not name else (f"{width:.6g}", name)
+    with torch_random(torch_seed(seed, "initial weights", *keys), torch.device("cpu")):
         net = build(node, "model", context)
     if not isinstance(net, nn.Module):
         raise ConfigError("model._target_", f"gives a {type(net).__name__}, expected a torch.nn.Module.")

@@ -18,10 +18,12 @@ from hybridfl.optimizers import LocalWork
 from hybridfl.parametrization import Parametrization, full
 from hybridfl.params import Params
 from hybridfl.rng import stream
+from hybridfl.tasks import Which
 
 if TYPE_CHECKING:
     from hybridfl.federation import Federation
 
+Part = Literal["train", "val", "test"]
 SERVER: Final = -1
 """The server as a participant; clients are 0 … K - 1."""
 
@@ -81,11 +83,13 @@ class View:
     Attributes:
         owners: participants; ``None`` is the job's own. Anybody else's data means that raw data move: the engine books
             the bytes, and refuses it to a method that does not say ``moves_raw_data``.
-        split: the training or the validation part.
+        split: the training or the validation part; the test part only for a method that says ``upper_bound``.
+        tasks: of which tasks of the stream; a run without one has a single task.
     """
 
     owners: tuple[int, ...] | None = None
-    split: Literal["train", "val"] = "train"
+    split: Part = "train"
+    tasks: Which = "current"
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +114,7 @@ class Job:
         source: who sends the start: the server, a peer, or ``None`` when the participant has it already.
         held: names of ``frozen`` and ``ctx`` that the participant has already; ``"optimizer_state"`` for that.
         returns: what leaves the participant: everything, the statistics alone, or nothing. Only what moves is booked.
+        width: of the net, as a fraction of the model's own width; ``start`` must be of that width.
     """
 
     participant: int
@@ -129,6 +134,7 @@ class Job:
     source: int | None = SERVER
     held: frozenset[str] = frozenset()
     returns: Literal["all", "probes", "nothing"] = "all"
+    width: float = 1.0
 
     @property
     def is_measurement(self) -> bool:
@@ -191,10 +197,16 @@ class Results(list[Result]):
 
 
 class Served(NamedTuple):
-    """A model a participant would deploy; several of them are an ensemble of weighted mean logits."""
+    """A model a participant would deploy; several of them are an ensemble of weighted mean logits.
+
+    Attributes:
+        weight: relative to the others of the ensemble.
+        width: of the net that the model fits.
+    """
 
     model: Model
     weight: float = 1.0
+    width: float = 1.0
 
 
 @dataclass
@@ -209,6 +221,8 @@ class Round:
         cohort: number of client results that arrive in every round.
         work: the run's local work (``client_optimizer``).
         seed: of the run.
+        task: number of the task in the stream; 0 without one.
+        first_of_task, last_of_task: whether the round begins and ends its task.
     """
 
     index: int
@@ -217,6 +231,9 @@ class Round:
     cohort: int
     work: LocalWork
     seed: int
+    task: int = 0
+    first_of_task: bool = False
+    last_of_task: bool = False
     reports: list[tuple[str, int | None, float]] = field(default_factory=list)
 
     def rng(self, purpose: str, participant: int | None = None) -> np.random.Generator:
@@ -231,19 +248,29 @@ class Round:
 
 
 class Method(Protocol):
-    """Three functions and four facts; a method keeps nothing on ``self`` but its numbers.
+    """Three functions and a few facts; a method keeps nothing on ``self`` but its numbers.
 
     Attributes:
         requires: what it needs of the federation, such as ``"server_data"`` and ``"server_labels"``.
         asynchronous: whether it can use results that arrive late (``clients.delay`` > 0).
         topology: ``"star"`` for a server and its clients.
         moves_raw_data: whether examples leave their owner; tables mark such methods.
+        upper_bound: whether test data are read, which makes the method an upper bound; tables mark such methods.
+        widths: at which ``serve`` can be asked for a model beside its usual one, as fractions of the model's width.
+        alternatives: names of further models of a participant that are scored beside the one it would deploy, such as its
+            purely local one; a method that names some has a function ``alternative(name, state, participant)`` like
+            ``serve``.
+        client_columns: names under which a round reports numbers of single participants that ``clients.csv`` shows too.
     """
 
     requires: frozenset[str]
     asynchronous: bool
     topology: str
     moves_raw_data: bool
+    upper_bound: bool
+    widths: tuple[float, ...]
+    alternatives: tuple[str, ...]
+    client_columns: tuple[str, ...]
 
     def init(self, federation: Federation) -> State:
         """The state before round 0. Raises ConfigError for options that do not fit this federation."""
@@ -256,6 +283,10 @@ class Method(Protocol):
         """
         ...
 
-    def serve(self, state: State, participant: int) -> list[Served]:
-        """What ``participant`` would deploy; ``SERVER`` asks for the global model; ``[]`` means there is none."""
+    def serve(self, state: State, participant: int, width: float | None = None) -> list[Served]:
+        """What ``participant`` would deploy; ``SERVER`` asks for the global model; ``[]`` means there is none.
+
+        Args:
+            width: one of ``widths``, or ``None`` for what the participant would use if nobody asks.
+        """
         ...

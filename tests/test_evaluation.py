@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybridfl import evaluation
+from hybridfl import scoring
 from hybridfl.checkpoints import pack, unpack
 from hybridfl.data.dataset import Examples
 from hybridfl.evaluation import Evaluation, Evaluator, Scores
@@ -178,13 +178,13 @@ def test_validation_examples_are_not_trained_on(plan: Plan) -> None:
 @pytest.fixture
 def examples_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
-    predict = evaluation.predict
+    predict = scoring.predict
 
     def counted(net: Any, model: Model, x: torch.Tensor, chunk: int) -> torch.Tensor:
         seen.append(len(x))
         return predict(net, model, x, chunk)
 
-    monkeypatch.setattr(evaluation, "predict", counted)
+    monkeypatch.setattr(scoring, "predict", counted)
     return seen
 
 

@@ -20,6 +20,7 @@ from hybridfl.data.partitioning import IID, Dirichlet
 from hybridfl.data.server_data import NoServerData, ServerData, Share
 from hybridfl.data.split import Split, draw_split
 from hybridfl.errors import ConfigError
+from hybridfl.tasks import Tasks
 
 Y = np.arange(12) % 3
 
@@ -38,7 +39,7 @@ def file(content: Any, **options: Any) -> File:
 def draw(partitioning: Any, server_data: ServerData, clients: int = 3, seed: int = 0) -> Split:
     part = Examples(np.zeros((12, 1, 1, 1), dtype=np.uint8), Y)
     dataset = Dataset("dozen", part, part, 3, (0.0,), (1.0,))
-    return draw_split(dataset, partitioning, server_data, clients, 0.25, 1, seed, unread).split
+    return draw_split(dataset, partitioning, server_data, clients, 0.25, 1, seed, unread, Tasks().stream(3, 1, 0)).split
 
 
 @given(examples=st.integers(1, 60), clients=st.integers(1, 10), seed=seeds, as_split=st.booleans())

@@ -17,6 +17,7 @@ from hybridfl.data.server_data import NoServerData, Share
 from hybridfl.data.split import Split, draw_split
 from hybridfl.errors import ConfigError, DataError
 from hybridfl.rng import stream
+from hybridfl.tasks import Tasks
 
 
 def dataset(train: list[int], test: list[int]) -> Dataset:
@@ -41,7 +42,7 @@ def draw(data: Dataset = BALANCED, **changes) -> Split:
         "min_test": 20,
         "seed": 0,
     }
-    return draw_split(data, **{**options, **changes}, load=unread).split
+    return draw_split(data, **{**options, **changes}, load=unread, tasks=Tasks().stream(data.classes, 1, 0)).split
 
 
 @given(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from hybridfl.data.partitioning import Partition, Partitioning
 from hybridfl.data.server_data import Load, ServerData, ServerShare
 from hybridfl.errors import ConfigError, DataError
 from hybridfl.rng import stream
+from hybridfl.tasks import TaskStream
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,12 +134,14 @@ class Drawn:
         dataset: of the clients' task.
         pool: its training part, followed by the examples that only the server has.
         split: of the pool and of the test part.
+        tasks: the classes that come one after the other.
         sources: fingerprints of other data sets that were read.
     """
 
     dataset: Dataset
     pool: Examples
     split: Split
+    tasks: TaskStream
     sources: tuple[str, ...] = ()
 
 
@@ -150,6 +154,7 @@ def draw_split(
     min_test: int,
     seed: int,
     load: Load,
+    tasks: TaskStream,
 ) -> Drawn:
     """The server's share first, then the rest to the clients; then validation views and the clients' test sets.
 
@@ -163,6 +168,7 @@ def draw_split(
         seed: the run's; ``partitioning.seed`` goes before it. Every stream has a key of its own, so one client's
             validation view does not depend on another's.
         load: reads other data sets, which the server may have.
+        tasks: each is dealt out to all clients by itself.
 
     Raises:
         ConfigError: more clients than examples, or an option of the two nodes does not fit.
@@ -178,16 +184,19 @@ def draw_split(
     else:
         server = _servers_share(server_data, dataset, every, load, seed)
         rest = np.setdiff1d(every, np.concatenate([server.taken, server.withheld]))
-        partition = _partition(partitioning, labels.at(rest), clients, seed, len(every) - len(rest))
+        partition = _by_task(partitioning, labels.at(rest), tasks, clients, seed, len(every) - len(rest))
         owned = [rest[share] for share in partition.shares]
     pool = dataset.train if server.own is None else dataset.train.followed_by(server.own)
     servers = np.concatenate([server.taken, np.arange(len(every), len(pool))])
     cells = dataset.classes * pool.domain + pool.y
+    held_out = functools.partial(_held_out_by_task, y=pool.y, cells=cells, tasks=tasks)
     views = [
-        _hold_out(share, cells, client_validation, stream(seed, "validation", client))
+        held_out(share, fraction=client_validation, rng=stream(seed, "validation", client))
         for client, share in enumerate(owned)
     ]
-    server_train, server_val = _hold_out(servers, cells, server_data.validation, stream(seed, "validation", "server"))
+    server_train, server_val = held_out(
+        servers, fraction=server_data.validation, rng=stream(seed, "validation", "server")
+    )
     counts = np.array([np.bincount(labels.y[share], minlength=dataset.classes) for share in owned], dtype=np.int64)
     domains = [np.bincount(labels.domain[share], minlength=len(dataset.domains)) for share in owned]
     split = Split(
@@ -201,7 +210,7 @@ def draw_split(
         moved=partition.moved,
         server_test=_servers_test(dataset, np.sum(domains, axis=0)),
     )
-    return Drawn(dataset, pool, split, server.sources)
+    return Drawn(dataset, pool, split, tasks, server.sources)
 
 
 def _servers_share(server_data: ServerData, dataset: Dataset, free: IntArray, load: Load, seed: int) -> ServerShare:
@@ -244,7 +253,9 @@ def _leftovers(partition: Partition, server_data: ServerData, dataset: Dataset, 
     return server
 
 
-def _partition(partitioning: Partitioning, labels: Labels, clients: int, seed: int, servers: int) -> Partition:
+def _partition(
+    partitioning: Partitioning, labels: Labels, clients: int, seed: int, servers: int, keys: tuple[int, ...] = ()
+) -> Partition:
     if clients < 1:
         raise ConfigError("clients.number", f"got {clients}: must be at least 1; nearest valid value: 1.")
     if not len(labels):
@@ -257,11 +268,32 @@ def _partition(partitioning: Partitioning, labels: Labels, clients: int, seed: i
             f"the largest valid value is {len(labels)}.",
         )
     try:
-        partition = partitioning.split(labels, clients, stream(seed, "partitioning"))
+        partition = partitioning.split(labels, clients, stream(seed, "partitioning", *keys))
     except ConfigError as error:
         raise error.under("partitioning") from error
     _check(partition, len(labels), clients, partitioning)
     return partition
+
+
+def _by_task(
+    partitioning: Partitioning, labels: Labels, tasks: TaskStream, clients: int, seed: int, servers: int
+) -> Partition:
+    """Every task dealt out to all clients by itself, from a stream of random numbers of its own."""
+    if len(tasks) == 1:
+        return _partition(partitioning, labels, clients, seed, servers)
+    whole: list[list[IntArray]] = [[] for _ in range(clients)]
+    moved = 0
+    for number, classes in enumerate(tasks.classes):
+        members = np.flatnonzero(np.isin(labels.y, classes))
+        try:
+            partition = _partition(partitioning, labels.at(members), clients, seed, servers, (number,))
+        except ConfigError as error:
+            told = f"task {number} (classes {', '.join(map(str, classes))})"
+            raise ConfigError(error.key, f"{told}: {error.problem}") from error
+        moved += partition.moved
+        for share, part in zip(whole, partition.shares, strict=True):
+            share.append(members[part])
+    return Partition([np.sort(np.concatenate(share)) for share in whole], moved, complete=False)
 
 
 def _check(partition: Partition, examples: int, clients: int, partitioning: Partitioning) -> None:
@@ -275,6 +307,17 @@ def _check(partition: Partition, examples: int, clients: int, partitioning: Part
             raise ConfigError("partitioning", f"{name}.split must deal out no example twice, of 0 to {examples - 1}.")
     elif not np.array_equal(dealt, every):
         raise ConfigError("partitioning", f"{name}.split must deal out each of the {examples} examples exactly once.")
+
+
+def _held_out_by_task(
+    owned: IntArray, y: IntArray, cells: IntArray, tasks: TaskStream, fraction: float, rng: np.random.Generator
+) -> tuple[IntArray, IntArray]:
+    """Train and validation part of an owner's examples; whoever has examples of a task keeps one for training."""
+    if len(tasks) == 1:
+        return _hold_out(owned, cells, fraction, rng)
+    own = [owned[np.isin(y[owned], classes)] for classes in tasks.classes]
+    train, val = zip(*(_hold_out(part, cells, fraction, rng) for part in own), strict=True)
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(val))
 
 
 def _hold_out(owned: IntArray, cells: IntArray, fraction: float, rng: np.random.Generator) -> tuple[IntArray, IntArray]:

@@ -1,4 +1,4 @@
-"""The four facts of a method at their usual values; a method states those that differ."""
+"""The facts of a method at their usual values; a method states those that differ."""
 
 from __future__ import annotations
 
@@ -10,3 +10,7 @@ class Facts:
     asynchronous: bool = False
     topology: str = "star"
     moves_raw_data: bool = False
+    upper_bound: bool = False
+    widths: tuple[float, ...] = ()
+    alternatives: tuple[str, ...] = ()
+    client_columns: tuple[str, ...] = ()

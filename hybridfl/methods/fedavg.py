@@ -19,5 +19,5 @@ class FedAvg(Facts):
         results = yield [Job(client, state["global"]) for client in now.clients]
         return {"global": results.mean("examples")}
 
-    def serve(self, state: State, participant: int) -> list[Served]:
+    def serve(self, state: State, participant: int, width: float | None = None) -> list[Served]:
         return [Served(state["global"])]

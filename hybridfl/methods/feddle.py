@@ -214,7 +214,7 @@ class Feddle(Facts):
             raise ConfigError("objective", "got head, but the net has no part called 'head'; nearest: kd.")
         return {"global": start, "atlas": [], "size": size, "head": head if self.objective == "head" else {}}
 
-    def serve(self, state: State, participant: int) -> list[Served]:
+    def serve(self, state: State, participant: int, width: float | None = None) -> list[Served]:
         return [Served(state["global"])]
 
     def round(self, state: State, now: Round) -> Generator[list[Job], Results, State]:

@@ -22,5 +22,5 @@ class LocalOnly(Facts):
             models[result.participant] = result.model
         return {"models": models}
 
-    def serve(self, state: State, participant: int) -> list[Served]:
+    def serve(self, state: State, participant: int, width: float | None = None) -> list[Served]:
         return [] if participant == SERVER else [Served(state["models"][participant])]

@@ -37,5 +37,5 @@ class Oracle(Facts):
         (result,) = yield [job]
         return state | {"global": result.model, "optimizer": result.optimizer_state}
 
-    def serve(self, state: State, participant: int) -> list[Served]:
+    def serve(self, state: State, participant: int, width: float | None = None) -> list[Served]:
         return [Served(state["global"])]

@@ -34,5 +34,5 @@ class ServerOnly(Facts):
         (result,) = yield [job]
         return {"global": result.model, "optimizer": result.optimizer_state}
 
-    def serve(self, state: State, participant: int) -> list[Served]:
+    def serve(self, state: State, participant: int, width: float | None = None) -> list[Served]:
         return [Served(state["global"])]
