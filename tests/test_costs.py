@@ -134,7 +134,7 @@ class Attending(nn.Module):
 
 def test_macs_of_attention_by_hand() -> None:
     target = f"model._target_={__name__}.Attending"
-    federation = helpers.plan("baseline=fedavg", target, "~model.hidden").federation
+    federation = helpers.plan("baseline=fedavg", target, "~model.hidden", "~model.width").federation
     projections, products = 4 * 4 * 4 * 4, 2 * 4 * 4 * 4  # queries, keys, values, output; scores and weighted sums
     assert federation.forward_macs == projections + products + 16 * 3
 

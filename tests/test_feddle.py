@@ -28,6 +28,7 @@ from hybridfl.merging import atlas as A
 from hybridfl.merging.objectives import ServerLoss
 from hybridfl.methods.feddle import Atlas, Coef, Fallback, Feddle, Search
 from hybridfl.models.mlp import MLP
+from hybridfl.models.width import scaled
 from hybridfl.params import Layout
 from hybridfl.plan import Plan, make_plan
 from hybridfl.types import SERVER, Model, State, View
@@ -435,11 +436,12 @@ def test_the_heldout_examples_are_measured_with_a_teacher_of_their_own(objective
 class Normed(nn.Module):
     """An MLP with BatchNorm."""
 
-    def __init__(self, input_shape: tuple[int, ...], classes: int, hidden: tuple[int, ...]) -> None:
+    def __init__(self, input_shape: tuple[int, ...], classes: int, hidden: tuple[int, ...], width: float) -> None:
         super().__init__()
-        self.body = MLP(input_shape, hidden[0], ())
-        self.norm = nn.BatchNorm1d(hidden[0])
-        self.head = nn.Linear(hidden[0], classes)
+        features = scaled(hidden[0], width)
+        self.body = MLP(input_shape, features, ())
+        self.norm = nn.BatchNorm1d(features)
+        self.head = nn.Linear(features, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.norm(self.body(x)).relu())
@@ -689,8 +691,8 @@ def test_the_server_must_own_examples() -> None:
 class Headless(nn.Sequential):
     """A net whose classifier is not called ``head``."""
 
-    def __init__(self, input_shape: tuple[int, ...], classes: int, hidden: tuple[int, ...]) -> None:
-        super().__init__(MLP(input_shape, classes, hidden))
+    def __init__(self, input_shape: tuple[int, ...], classes: int, hidden: tuple[int, ...], width: float) -> None:
+        super().__init__(MLP(input_shape, classes, hidden, width))
 
 
 # -- the atlas in the method ------------------------------------------------------------------------------------------

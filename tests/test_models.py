@@ -72,7 +72,11 @@ def test_a_cnn_keeps_no_running_statistics() -> None:
         (["+model.depth=2"], "model.depth", "unknown key"),
         (["model=resnet"], "model", "got 'resnet'"),
         (["model._target_=hybridfl.models.mlp.MPL"], "model._target_", "Did you mean 'MLP'?"),
-        (["model._target_=hybridfl.methods.fedavg.FedAvg", "~model.hidden"], "model._target_", "torch.nn.Module"),
+        (
+            ["model._target_=hybridfl.methods.fedavg.FedAvg", "~model.hidden", "~model.width"],
+            "model._target_",
+            "torch.nn.Module",
+        ),
     ],
 )
 def test_impossible_options_are_refused_under_their_key(overrides: list[str], key: str, text: str) -> None:
@@ -111,7 +115,7 @@ class Tied(nn.Module):
 )
 def test_a_net_that_does_not_fit_the_data_is_refused_before_any_work(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=text) as caught:
-        helpers.plan("baseline=fedavg", f"model._target_={__name__}.{name}", "~model.hidden")
+        helpers.plan("baseline=fedavg", f"model._target_={__name__}.{name}", "~model.hidden", "~model.width")
     assert caught.value.key == "model"
 
 

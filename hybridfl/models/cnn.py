@@ -6,8 +6,9 @@ import itertools
 
 from torch import Tensor, nn
 
-from hybridfl.build import PositiveInt
+from hybridfl.build import PositiveFloat, PositiveInt
 from hybridfl.errors import ConfigError
+from hybridfl.models.width import scaled, scaled_groups
 
 
 class CNN(nn.Module):
@@ -23,6 +24,7 @@ class CNN(nn.Module):
         hidden: width of the layer before the head.
         groups: of every GroupNorm; must divide the channels.
         kernel: odd side of the convolutions.
+        width: factor on ``channels`` and ``hidden``, see :mod:`hybridfl.models.width`.
     """
 
     def __init__(
@@ -33,28 +35,29 @@ class CNN(nn.Module):
         hidden: PositiveInt = 64,
         groups: PositiveInt = 4,
         kernel: PositiveInt = 3,
+        width: PositiveFloat = 1.0,
     ) -> None:
         super().__init__()
         if kernel % 2 == 0:
             raise ConfigError("kernel", f"got {kernel}: must be odd; nearest valid value: {kernel + 1}.")
-        for width in channels:
-            if width % groups:
-                raise ConfigError("groups", f"got {groups}, which does not divide the {width} channels of a stage.")
+        norms = [scaled_groups(groups, number, width) for number in channels]
         if min(input_shape[1:]) < 2 ** len(channels):
             side = min(input_shape[1:])
             raise ConfigError("channels", f"{len(channels)} poolings are too many for images of {side} pixels a side.")
         stages: list[nn.Module] = []
-        for narrow, wide in itertools.pairwise([input_shape[0], *channels]):
+        outputs = [input_shape[0], *(scaled(number, width) for number in channels)]
+        for (narrow, wide), norm in zip(itertools.pairwise(outputs), norms, strict=True):
             stages += [
                 nn.Conv2d(narrow, wide, kernel, padding=kernel // 2),
-                nn.GroupNorm(groups, wide),
+                nn.GroupNorm(norm, wide),
                 nn.ReLU(),
                 nn.MaxPool2d(2),
             ]
-        height, width = (side // 2 ** len(channels) for side in input_shape[1:])
-        flat = channels[-1] * height * width if channels else input_shape[0] * height * width
-        self.body = nn.Sequential(*stages, nn.Flatten(), nn.Linear(flat, hidden), nn.ReLU())
-        self.head = nn.Linear(hidden, classes)
+        rows, columns = (side // 2 ** len(channels) for side in input_shape[1:])
+        dense = scaled(hidden, width)
+        flat = outputs[-1] * rows * columns
+        self.body = nn.Sequential(*stages, nn.Flatten(), nn.Linear(flat, dense), nn.ReLU())
+        self.head = nn.Linear(dense, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(b, channels, height, width)`` → logits ``(b, classes)``."""

@@ -7,7 +7,8 @@ import math
 
 from torch import Tensor, nn
 
-from hybridfl.build import PositiveInt
+from hybridfl.build import PositiveFloat, PositiveInt
+from hybridfl.models.width import scaled
 
 
 class MLP(nn.Module):
@@ -17,11 +18,18 @@ class MLP(nn.Module):
         input_shape: of one example, any number of axes.
         classes: number of logits.
         hidden: widths of the hidden layers; an empty list is a linear classifier.
+        width: factor on the hidden widths, see :mod:`hybridfl.models.width`.
     """
 
-    def __init__(self, input_shape: tuple[int, ...], classes: int, hidden: tuple[PositiveInt, ...] = (64,)) -> None:
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        classes: int,
+        hidden: tuple[PositiveInt, ...] = (64,),
+        width: PositiveFloat = 1.0,
+    ) -> None:
         super().__init__()
-        widths = [math.prod(input_shape), *hidden]
+        widths = [math.prod(input_shape), *(scaled(size, width) for size in hidden)]
         layers: list[nn.Module] = [nn.Flatten()]
         for narrow, wide in itertools.pairwise(widths):
             layers += [nn.Linear(narrow, wide), nn.ReLU()]
