@@ -218,8 +218,10 @@ def of_kind(built: Any, annotation: Any, key: str) -> Any:
 
 
 def _convert_union(value: Any, members: Sequence[Any], key: str, context: Mapping[str, Any]) -> Any:
-    # The member whose type is exactly the value's goes first, so that 5 stays a whole number in `int | float`.
+    # The member whose type is exactly the value's goes first, so that 5 stays a whole number in `int | float`; and a
+    # group of options for a mapping, so that what is wrong with one of the options is said.
     exact = [m for m in members if _plain(m) is type(value)]
+    exact += [m for m in members if dataclasses.is_dataclass(m) and isinstance(value, Mapping)]
     first: ConfigError | None = None
     for member in [*exact, *(m for m in members if m not in exact and _plain(m) is not type(None)), type(None)]:
         if member is type(None) and member not in members:

@@ -39,4 +39,5 @@ def _facts(plan: Plan) -> list[str]:
         f"rounds     {settings.rounds} of {federation.clients.cohort} client updates, on {federation.device}",
         f"estimate   {traffic / 1e6:.1f} MB down and {traffic / 1e6:.1f} MB up if every update is one model; "
         f"{data / 1e6:.0f} MB of memory for the examples and {model / 1e6:.2f} MB for each model kept",
+        *(f"note       {note}" for note in plan.notes),
     ]

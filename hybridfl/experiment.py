@@ -108,6 +108,8 @@ class _Attempt:
             f"split {plan.federation.split.digest}, {plan.federation.split.moved} examples moved to small clients"
         )
         if self.snapshot is None:
+            for note in plan.notes:
+                self._note(note)
             self.snapshot = engine.begin()
             checkpoints.pack(self.snapshot.state)  # a state that cannot be stored is refused before the first round
         self._open_tables(loaded[0] if loaded else 0)

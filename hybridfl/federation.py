@@ -17,6 +17,7 @@ from hybridfl.data.dataset import Dataset, Examples
 from hybridfl.data.split import Split
 from hybridfl.errors import ConfigError
 from hybridfl.local import Workbench
+from hybridfl.models.options import InputScale, ModelOptions
 from hybridfl.optimizers import LocalWork
 from hybridfl.rng import stream
 from hybridfl.tasks import TaskStream
@@ -43,6 +44,8 @@ class Federation:
         started: whether the start was trained or read, not random.
         reads_test: whether the pool holds the test part too, for a method that is an upper bound.
         build: the net of a width, its weights drawn from a stream of the run's own that a name tells apart.
+        model_options: the keys of the model node that the program handles.
+        scale: mean and deviation by which inputs are standardised.
     """
 
     dataset: Dataset
@@ -59,6 +62,8 @@ class Federation:
     start: Model
     build: Callable[[float, str], nn.Module]
     tasks: TaskStream
+    model_options: ModelOptions
+    scale: InputScale
     started: bool = False
     reads_test: bool = False
 
@@ -160,8 +165,8 @@ class Federation:
     def _standardised(self, examples: Examples) -> Tensor:
         x = torch.from_numpy(examples.x).to(self.device, self.dtype)
         shape = (1, -1, *[1] * (x.dim() - 2))
-        mean = torch.tensor(self.dataset.mean, device=self.device, dtype=self.dtype).reshape(shape)
-        std = torch.tensor(self.dataset.std, device=self.device, dtype=self.dtype).reshape(shape)
+        mean = torch.tensor(self.scale.mean, device=self.device, dtype=self.dtype).reshape(shape)
+        std = torch.tensor(self.scale.std, device=self.device, dtype=self.dtype).reshape(shape)
         return x.sub_(mean).div_(std) if x.data_ptr() != examples.x.ctypes.data else (x - mean) / std
 
     @cached_property
@@ -186,13 +191,14 @@ class Federation:
 
     def _count(self, net: nn.Module) -> int:
         shape = self.dataset.train.x.shape[1:]
-        example = torch.zeros(1, *shape, device=self.device, dtype=self.dtype)
+        # Two, as BatchNorm without running statistics refuses a single one.
+        examples = torch.zeros(2, *shape, device=self.device, dtype=self.dtype)
         net.eval()
         # With gradients, and attention written out: fused kernels of attention have no formula on a CPU.
         params = {name: tensor.detach().requires_grad_() for name, tensor in net.named_parameters()}
         with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), FlopCounter() as counter:
-            torch.func.functional_call(net, {**params, **dict(net.named_buffers())}, (example,))
-        macs: int = counter.flops // 2
+            torch.func.functional_call(net, {**params, **dict(net.named_buffers())}, (examples,))
+        macs: int = counter.flops // 2 // len(examples)
         return macs
 
 

@@ -30,11 +30,13 @@ from hybridfl.evaluation import Evaluation
 from hybridfl.executors import Executor
 from hybridfl.federation import Federation, check_net, initial_model
 from hybridfl.local import torch_random
-from hybridfl.models.files import read_weights
+from hybridfl.models.batch_norm import with_policy
+from hybridfl.models.files import Weights, read_weights
+from hybridfl.models.options import separated
 from hybridfl.optimizers import LocalWork
 from hybridfl.rng import torch_seed
 from hybridfl.tasks import Tasks
-from hybridfl.types import Method
+from hybridfl.types import Method, Model
 
 RESULTS_VERSION = 1
 """Raised when the same config gives other numbers than before."""
@@ -115,6 +117,7 @@ class Plan:
     Attributes:
         composed: the config as composed.
         digest: names the run: 12 hex digits of its identity.
+        notes: what the user should know about the run before it starts.
     """
 
     composed: Composed
@@ -122,6 +125,7 @@ class Plan:
     federation: Federation
     method: Method
     digest: str
+    notes: tuple[str, ...] = ()
 
     def engine(self) -> Engine:
         return Engine(
@@ -174,13 +178,19 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
     drawn = draw(composed, settings, cache)
     dataset = drawn.dataset
     device, dtype = device_of(settings.device), getattr(torch, settings.dtype)
+    options, node = separated(composed.config["model"])
+    scale = options.scale(dataset)
+    net = build_net(node, dataset, settings.seed).to(device, dtype)
+    weights = Weights(initial_model(net, device, dtype), ())
 
     def build_at(width: float, name: str) -> nn.Module:
-        return build_net(composed.config["model"], dataset, settings.seed, width, name)
+        return with_policy(build_net(node, dataset, settings.seed, width, name), options.batch_norm)
 
-    net = build_at(1.0, "").to(device, dtype)
-    start = initial_model(net, device, dtype)
     file = None if settings.start in ("random", "server") else Path(settings.start).expanduser()
+    if file is not None:
+        weights = read_weights(file, weights.model, getattr(net, "key_map", None))
+    net = with_policy(net, options.batch_norm)
+    kept = {name: weights.model.buffers[name] for name, _ in net.named_buffers()}
     federation = Federation(
         dataset=dataset,
         pool=drawn.pool,
@@ -193,11 +203,13 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
         device=device,
         dtype=dtype,
         chunk=settings.evaluation.chunk,
-        start=start if file is None else read_weights(file, start),
+        start=Model(weights.model.params, kept),
         build=build_at,
         tasks=drawn.tasks,
-        reads_test=method.upper_bound,
+        model_options=options,
+        scale=scale,
         started=settings.start != "random",
+        reads_test=method.upper_bound,
     )
     check_net(federation)
     if settings.start == "server" and "server_labels" not in federation.provides:
@@ -210,7 +222,7 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
         raise error.under(key) from error
     files = {"start": file} if file else {}
     files |= {f"partitioning.{option}": path for option, path in getattr(settings.partitioning, "files", {}).items()}
-    return Plan(composed, settings, federation, method, digest_of(composed, drawn, files))
+    return Plan(composed, settings, federation, method, digest_of(composed, drawn, files), weights.notes)
 
 
 def draw(composed: Composed, settings: Settings, cache: DataCache | None = None) -> Drawn:
@@ -245,7 +257,7 @@ def draw(composed: Composed, settings: Settings, cache: DataCache | None = None)
 
 
 def build_net(node: Mapping[str, Any], dataset: Dataset, seed: int, width: float = 1.0, name: str = "") -> nn.Module:
-    """The net of a model node, its weights drawn from the run's own stream.
+    """The net of a model node without the program's own keys, its weights drawn from the run's own stream.
 
     Args:
         width: a factor on the node's own.

@@ -8,6 +8,7 @@ from pathlib import Path
 import helpers
 import pytest
 import torch
+from cli_helpers import SMALL_DATA, call, done
 from torch import nn
 
 from hybridfl.build import build
@@ -158,7 +159,8 @@ def test_weights_come_back_in_the_runs_precision(tmp_path: Path, suffix: str) ->
     path = tmp_path / f"weights{suffix}"
     save_file(other, path) if suffix == ".safetensors" else torch.save({"state_dict": other}, path)
     read = read_weights(path, net_model())
-    assert helpers.identical(read.params, {name: t.double() for name, t in other.items()})
+    assert helpers.identical(read.model.params, {name: t.double() for name, t in other.items()})
+    assert read.notes == ()
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -166,6 +168,10 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for content, text in [
         ({k: v for k, v in like.params.items() if k != "head.bias"}, "missing head.bias; not in the net nothing"),
         (like.params | {"extra": torch.zeros(1)}, "missing nothing; not in the net extra"),
+        (
+            {k.replace("body.1", "body.2"): v for k, v in like.params.items()},
+            r"missing body.1.bias, body.1.weight; .* For 'body.1.bias': Did you mean 'body.2.bias'\?",
+        ),
         (like.params | {"head.bias": torch.zeros(5)}, r"'head.bias' is \(5,\) in the file, \(2,\) in the net"),
         ([1, 2], "holds no name → tensor dict"),
     ]:
@@ -178,10 +184,88 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         read_weights(path, like)
 
 
+def test_a_head_for_other_classes_is_left_out_and_said_so(tmp_path: Path) -> None:
+    like, path = net_model(), tmp_path / "weights.pt"
+    body = {name: torch.randn_like(t) for name, t in like.params.items() if name.startswith("body.")}
+    head = {name: t for name, t in like.params.items() if name.startswith("head.")}
+    for other, text in [
+        ({}, "no classifier"),
+        ({"head.weight": torch.zeros(5, 4), "head.bias": torch.zeros(5)}, "a classifier of 5 classes"),
+        ({"head.0.weight": torch.zeros(9, 4), "head.2.weight": torch.zeros(2, 9)}, "a classifier of other layers"),
+    ]:
+        torch.save(other | body, path)
+        read = read_weights(path, like)
+        assert helpers.identical(read.model.params, body | head)
+        assert read.notes == (f"{path} has {text}: the head keeps its first weights",)
+
+
+@pytest.mark.parametrize(
+    ("head", "text"),
+    [
+        ({"head.weight": torch.zeros(5, 4)}, "missing head.bias"),
+        ({"head.weight": torch.zeros(5, 4), "head.bias": torch.zeros(6)}, r"'head.weight' is \(5, 4\) in the file"),
+        ({"head.weight": torch.zeros(5, 3), "head.bias": torch.zeros(5)}, r"'head.weight' is \(5, 3\) in the file"),
+        ({"head.weight": torch.tensor(1.0), "head.bias": torch.zeros(5)}, r"'head.weight' is \(\) in the file"),
+    ],
+)
+def test_a_head_that_is_broken_is_refused(tmp_path: Path, head: dict[str, torch.Tensor], text: str) -> None:
+    like = net_model()
+    body = {name: tensor for name, tensor in like.params.items() if name.startswith("body.")}
+    torch.save(body | head, tmp_path / "w.pt")
+    with pytest.raises(ConfigError, match=text):
+        read_weights(tmp_path / "w.pt", like)
+
+
+def test_names_are_rewritten_part_by_part(tmp_path: Path) -> None:
+    like, path = net_model(), tmp_path / "weights.th"
+    theirs = {"module.dense.weight": "body.1.weight", "module.dense.bias": "body.1.bias"}
+    theirs |= {"module.fc.weight": "head.weight", "module.fc.bias": "head.bias"}
+    values = {name: torch.randn_like(t) for name, t in like.params.items()}
+    torch.save({"state_dict": {their: values[our] for their, our in theirs.items()}}, path)
+    key_map = {"module": "", "dense": "body.1", "fc": "head", "weight.": "", "body": "other"}
+    assert helpers.identical(read_weights(path, like, key_map).model.params, values)
+    with pytest.raises(ConfigError, match=r"not in the net module\.dense\.bias"):
+        read_weights(path, like)
+    torch.save(values, path)  # the map would make `other.1.weight` of these
+    assert helpers.identical(read_weights(path, like, key_map).model.params, values)
+    torch.save(values | {"fc.weight": values["head.weight"]}, path)
+    with pytest.raises(ConfigError, match=r"not in the net fc\.weight"):  # which of the two is the head?
+        read_weights(path, like, {"fc": "head"})
+
+
+def test_counters_of_batch_norm_may_be_missing(tmp_path: Path) -> None:
+    like = initial_model(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), torch.device("cpu"), torch.float32)
+    file = {name: torch.randn_like(t) for name, t in (like.params | like.buffers).items() if t.is_floating_point()}
+    torch.save(file, tmp_path / "old.pt")
+    read = read_weights(tmp_path / "old.pt", like).model
+    assert helpers.identical(read.buffers, {n: file.get(n, torch.tensor(0)) for n in like.buffers})
+    torch.save(file | {"1.num_batches_tracked": torch.tensor(7)}, tmp_path / "new.pt")
+    assert read_weights(tmp_path / "new.pt", like).model.buffers["1.num_batches_tracked"] == 7
+    del file["1.running_var"]
+    torch.save(file, tmp_path / "broken.pt")
+    with pytest.raises(ConfigError, match=r"missing 1\.running_var; not in the net nothing"):
+        read_weights(tmp_path / "broken.pt", like)
+
+
+def test_what_was_left_out_is_said_before_the_run_and_in_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    size = ("model.hidden=[16]", "dataset.shape=[1,4,4]")
+    body = {"body.1.weight": torch.randn(16, 16), "body.1.bias": torch.randn(16)}
+    torch.save(body, "body.pt")
+    said = "body.pt has no classifier: the head keeps its first weights"
+    dry = call("train", "--dry-run", *SMALL_DATA, *size, "start=body.pt", "baseline=fedavg")
+    assert f"note       {said}" in dry.out
+    run = done(*SMALL_DATA, *size, "start=body.pt", "baseline=fedavg", "rounds=1", "clients.number=5", "ui=none")
+    assert (run / "log.txt").read_text().count(said) == 1
+    assert "note " not in call("train", "--dry-run", *SMALL_DATA, *size, "baseline=fedavg").out
+
+
 def test_a_start_that_is_no_file_names_the_nearest_choice() -> None:
     with pytest.raises(ConfigError, match=r"^start: got 'sever'\. Did you mean 'server'\?"):
         build({"_target_": f"{__name__}.read_sever"}, "")
 
 
 def read_sever() -> Model:
-    return read_weights(Path("sever"), net_model())
+    return read_weights(Path("sever"), net_model()).model

@@ -1,8 +1,16 @@
-"""Weights from files: the model of round 0 (``start=FILE``)."""
+"""Weights from files: the model of round 0 (``start=FILE``).
+
+Files from elsewhere call the same tensors otherwise. A net may say so in a class attribute ``key_map``, part of a dotted
+name → what stands for it in the net: with ``{"module": "", "bn1": "norm1", "layer1": "stages.0"}`` the file's
+``module.layer1.0.bn1.weight`` is the net's ``stages.0.0.norm1.weight``. Only whole parts are replaced, each once, and ""
+leaves a part out.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,9 +18,27 @@ from torch import Tensor
 from hybridfl.errors import ConfigError, nearest
 from hybridfl.types import Model
 
+HEAD = "head."
+COUNTER = ".num_batches_tracked"
+STATISTICS = (".running_mean", ".running_var", COUNTER)
 
-def read_weights(path: Path, like: Model) -> Model:
+
+class Weights(NamedTuple):
+    """A model read from a file, and what the user should know about it."""
+
+    model: Model
+    notes: tuple[str, ...]
+
+
+def read_weights(path: Path, like: Model, key_map: Mapping[str, str] | None = None) -> Weights:
     """Weights of a ``.safetensors`` file or of a ``torch.save``d state dict, in the shape and type of ``like``.
+
+    A file without a classifier, or with one for another number of classes or of other layers, is read without it: the
+    ``head`` is that of ``like``, and a note says so. BatchNorm's counters, which files of old versions of torch lack, are too.
+
+    Args:
+        like: the net's own model.
+        key_map: for the names in the file; used unless fewer names fit with it than without.
 
     Raises:
         ConfigError: under the key ``start``: no such file, not weights, or names and shapes that do not fit the net.
@@ -20,20 +46,62 @@ def read_weights(path: Path, like: Model) -> Model:
     if not path.is_file():
         hint = nearest(str(path), ("random", "server"))
         raise ConfigError(
-            "start", f"got '{path}'. {hint} Or a file of weights (.safetensors, .pt); there is none of that name."
+            "start", f"got '{path}'. {hint} Or a file of weights (.safetensors, .pt, .th); there is none of that name."
         )
-    tensors = _read(path)
     wanted = {**like.params, **like.buffers}
+    tensors = _renamed(_read(path), wanted, key_map or {})
+    note = _without_head(tensors, wanted)
+    kept = {name for name in wanted if name.endswith(COUNTER)}
+    if note:
+        kept |= {name for name in wanted if name.startswith(HEAD)}
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEAD)}
+    tensors = {name: wanted[name] for name in kept} | tensors
     missing, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing or extra:
         problem = f"{path} does not fit the net: missing {_some(missing)}; not in the net {_some(extra)}."
-        raise ConfigError("start", problem)
+        raise ConfigError("start", f"{problem}{_hint(missing, extra)}")
     for name, tensor in wanted.items():
         if tensors[name].shape != tensor.shape:
             shapes = f"{tuple(tensors[name].shape)} in the file, {tuple(tensor.shape)} in the net"
             raise ConfigError("start", f"{path}: '{name}' is {shapes}.")
     fitted = {name: tensors[name].to(like_tensor) for name, like_tensor in wanted.items()}
-    return Model({n: fitted[n] for n in like.params}, {n: fitted[n] for n in like.buffers})
+    model = Model({n: fitted[n] for n in like.params}, {n: fitted[n] for n in like.buffers})
+    return Weights(model, (f"{path} {note}",) if note else ())
+
+
+def _renamed(tensors: dict[str, Tensor], wanted: Collection[str], key_map: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors under the names that the map gives them, unless the file's own fit better or two would become one."""
+    renamed = {_in_the_net(name, key_map): tensor for name, tensor in tensors.items()}
+    if len(renamed) == len(tensors) and len(renamed.keys() & wanted) >= len(tensors.keys() & wanted):
+        return renamed
+    return tensors
+
+
+def _in_the_net(name: str, key_map: Mapping[str, str]) -> str:
+    return ".".join(filter(None, (key_map.get(part, part) for part in name.split("."))))
+
+
+def _without_head(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
+    """Why the net keeps its own head, if it must: that of the file differs in more than its values, and not in part."""
+    own = {name: tensor.shape for name, tensor in wanted.items() if name.startswith(HEAD)}
+    found = {name: tensor.shape for name, tensor in tensors.items() if name.startswith(HEAD)}
+    if own and not own.keys() & found.keys():
+        return f"has {'a classifier of other layers' if found else 'no classifier'}: the head keeps its first weights"
+    if own.keys() != found.keys() or own == found or not all(found.values()):
+        return None
+    classes = {shape[0] for shape in found.values()}
+    if len(classes) > 1 or any(found[name][1:] != shape[1:] for name, shape in own.items()):
+        return None
+    return f"has a classifier of {classes.pop()} classes: the head keeps its first weights"
+
+
+def _hint(missing: list[str], extra: list[str]) -> str:
+    """What the user may have meant, a sentence."""
+    if missing and extra:
+        return f" For '{missing[0]}': {nearest(missing[0], extra, extra[:5])}"
+    if extra and all(name.endswith(STATISTICS) for name in extra):
+        return " The file is of a net with BatchNorm: try model.norm=batch, if the model has that option."
+    return ""
 
 
 def _read(path: Path) -> dict[str, Tensor]:
