@@ -19,6 +19,7 @@ from PIL import Image
 
 from hybridfl.build import locate, signature_of
 from hybridfl.config import GROUPS, Composer, choices, conf_dir
+from hybridfl.models.options import ModelOptions
 from hybridfl.plan import Settings
 
 FILES = [(group, name) for group in GROUPS for name in choices(group)]
@@ -28,6 +29,11 @@ SUPPLIED = {"model": {"input_shape", "classes", "num_classes"}}
 """Arguments that the program itself gives to the targets of a group."""
 ADDED = {"client_optimizer": {"lr_factors"}}
 """Options left out of the files on purpose: a mapping from names of the net, given as ``+client_optimizer.lr_factors``."""
+
+HANDLED = {"model": ModelOptions}
+"""Keys of the nodes of a group that the program handles itself; a file may hold any of them, with their defaults."""
+ADAPTED = {("model", "squeezenet"): ["dataset.shape=[1,17,17]"], ("model", "resnet18"): ["model.width=0.0625"]}
+"""What a file needs besides the small data: larger images, or to be made small itself."""
 
 READ = {
     "mnist": "mnist",
@@ -103,7 +109,7 @@ def test_two_rounds_of_every_file(group: str, name: str) -> None:
     if (group, name) == ("server_data", "domains"):
         line += ["dataset=domains", "+dataset@dataset.sets.more=digits", "server_data.domains=[more]"]
     elif group != "dataset":
-        line += SMALL_DATA
+        line += [*SMALL_DATA, *ADAPTED.get((group, name), [])]
     elif name in READ:
         root = Path(os.environ.get("HYBRIDFL_DATA", "~/.cache/hybridfl")).expanduser()
         if not (root / READ[name]).is_dir():
@@ -145,6 +151,10 @@ def expect_keys(given: Mapping[str, Any], target: Callable[..., Any], left_out: 
 @pytest.mark.parametrize(("group", "name"), TARGETS, ids=[f"{group}={name}" for group, name in TARGETS])
 def test_the_keys_are_those_of_the_signature(group: str, name: str) -> None:
     given = node(group, name)
+    if handled := HANDLED.get(group):
+        defaults = dataclasses.asdict(handled())
+        for key in given.keys() & defaults.keys():
+            assert given.pop(key) == defaults[key]
     target = locate(given["_target_"], group)
     expect_keys(given, target, SUPPLIED.get(group, set()) | ADDED.get(group, set()), f"{group}/{name}.yaml")
 
