@@ -40,6 +40,10 @@ class Examples:
     def __post_init__(self) -> None:
         if not len(self.domain):
             object.__setattr__(self, "domain", np.zeros(len(self.y), dtype=np.int64))
+        # A reader may give whole numbers of any width, and arithmetic on those of 8 bits wraps around.
+        for name in ("y", "domain"):
+            values = np.asarray(getattr(self, name))
+            object.__setattr__(self, name, values.astype(np.int64, copy=False) if values.dtype.kind in "iu" else values)
 
     def __len__(self) -> int:
         return len(self.y)

@@ -7,7 +7,8 @@ As the digits of Li, Jiang, Zhang, Kamp, Dou 2021 (FedBN), arXiv 2102.07623, and
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from hybridfl.build import PositiveInt
-from hybridfl.data.conversion import converted
+from hybridfl.data.conversion import Form, converted
 from hybridfl.data.dataset import Dataset, Examples, Reader
 from hybridfl.errors import ConfigError, nearest
 
@@ -32,7 +33,7 @@ class Domains:
         size: height and width in pixels.
         channels: 3, where grey is repeated, or 1, where colours become their luma.
         invert: domains of which the negative is taken, so that all are, say, bright on dark.
-        limit: keep the first so many training examples of each domain; ``None`` keeps all.
+        limit: keep the first so many training examples of each domain, of a smaller one all; ``None`` keeps all.
         name: of the whole, for messages and tables.
     """
 
@@ -69,16 +70,26 @@ class Domains:
             raise ConfigError("sets", f"the sets must have the same classes, but their numbers are {told}.")
         parts: tuple[list[Examples], list[Examples]] = ([], [])
         for number, (name, dataset) in enumerate(zip(chosen, read, strict=True)):
-            train, test = converted(dataset, (self.channels, self.size, self.size), name in self.invert)
-            limited = train if self.limit is None else train.at(slice(self.limit))
-            for part, examples in zip(parts, (limited, test), strict=True):
-                part.append(Examples(examples.x, examples.y, np.full(len(examples), number)))
+            for part, examples in zip(parts, (dataset.train.at(slice(self.limit)), dataset.test), strict=True):
+                images = self._converted(name, dataset, examples)
+                part.append(Examples(images.x, images.y, np.full(len(images), number)))
         train, test = (functools.reduce(Examples.followed_by, part) for part in parts)
         middle = (MIDDLE,) * self.channels
         return Dataset(self.name, train, test, read[0].classes, middle, middle, tuple(chosen))
 
     def _read(self, name: str, root: Path) -> Dataset:
-        try:
+        with _blamed(name):
             return self.sets[name].load(root)
-        except ConfigError as error:
-            raise error.under(f"sets.{name}") from error
+
+    def _converted(self, name: str, dataset: Dataset, examples: Examples) -> Examples:
+        with _blamed(name):
+            return converted(dataset, examples, Form((self.channels, self.size, self.size)), name in self.invert)
+
+
+@contextmanager
+def _blamed(name: str) -> Iterator[None]:
+    """An error of one set under its own key."""
+    try:
+        yield
+    except ConfigError as error:
+        raise error.under(f"sets.{name}") from error

@@ -15,7 +15,7 @@ from hybridfl.errors import ConfigError
 
 @dataclass(frozen=True)
 class Domains:
-    """Feature skew: clients of different domains. Li, Jiang, Zhang, Kamp, Dou 2021 (FedBN), arXiv 2102.07623, section 5.
+    """Feature skew: clients of different domains. Li, Jiang, Zhang, Kamp, Dou 2021, arXiv 2102.07623, section 5.
 
     Clients are numbered domain by domain, in the order of the data set's domains. Domains of which the server leaves
     nothing have no clients.
@@ -23,7 +23,7 @@ class Domains:
     Args:
         within: the partitioning of a domain's examples over its clients.
         clients: how many clients a domain has: ``equal`` numbers (the first domains have one more if need be),
-            ``proportional`` to its examples, or a number for each domain.
+            ``proportional`` to its examples, or a number for each domain that has clients, in their order.
         cut: leave out examples at random so that every domain has as many as the smallest, as in Split-Mix (Hong et al.
             2022, arXiv 2203.09747); these belong to nobody.
         seed: of the draw; ``None`` is the run's.
@@ -38,24 +38,31 @@ class Domains:
         if getattr(self.within, "before_server", False):
             name = type(self.within).__name__
             raise ConfigError("within", f"{name} names examples of the whole data set; choose another, such as iid.")
+        if self.within.seed is not None:
+            problem = f"got {self.within.seed}: one seed decides the whole draw; leave null and set partitioning.seed"
+            raise ConfigError("within.seed", f"{problem}.")
 
     def split(self, labels: Labels, clients: int, rng: np.random.Generator) -> Partition:
         """As :class:`Partitioning` says."""
         members = [np.flatnonzero(labels.domain == domain) for domain in np.unique(labels.domain)]
-        numbers = self._clients(clients, [len(own) for own in members])
         if self.cut:
             size = min(map(len, members))
             members = [sorted_indices(rng.permutation(own)[:size]) for own in members]
+        numbers = self._clients(clients, [len(own) for own in members])
         shares: list[IntArray] = []
         moved, complete = 0, not self.cut
         for own, number in zip(members, numbers, strict=True):
             if number > len(own):
-                problem = f"{number} clients are too many for a domain of {len(own)} training examples"
+                problem = f"got {self._shown}: {number} clients are too many for a domain of {len(own)} examples"
                 raise ConfigError("clients", f"{problem}; the largest valid number for it is {len(own)}.")
             inner = self._within(labels.at(own), number, rng)
             shares += [own[share] for share in inner.shares]
             moved, complete = moved + inner.moved, complete and inner.complete
         return Partition(shares, moved, complete)
+
+    @property
+    def _shown(self) -> str | list[int]:
+        return list(self.clients) if isinstance(self.clients, tuple) else self.clients
 
     def _within(self, labels: Labels, clients: int, rng: np.random.Generator) -> Partition:
         try:
@@ -66,12 +73,12 @@ class Domains:
     def _clients(self, clients: int, sizes: list[int]) -> list[int]:
         """How many clients each domain has; together ``clients``."""
         if clients < len(sizes):
-            problem = f"{clients} clients cannot hold {len(sizes)} domains, one each"
+            problem = f"got {self._shown}: {clients} clients cannot hold {len(sizes)} domains, one each"
             raise ConfigError("clients", f"{problem}; set clients.number to {len(sizes)} or more, or drop domains.")
         if isinstance(self.clients, tuple):
             if len(self.clients) != len(sizes) or sum(self.clients) != clients:
                 told = f"{len(sizes)} numbers with sum {clients} (the clients' domains, clients.number)"
-                raise ConfigError("clients", f"got {list(self.clients)}: expected {told}; or equal, or proportional.")
+                raise ConfigError("clients", f"got {self._shown}: expected {told}; or equal, or proportional.")
             return list(self.clients)
         weights = np.ones(len(sizes)) if self.clients == "equal" else np.array(sizes, dtype=np.float64)
         numbers = np.ones(len(sizes), dtype=np.int64)
