@@ -129,7 +129,7 @@ def _composed(chosen: argparse.Namespace) -> Composed:
 
 def _split(arguments: list[str]) -> int:
     parser = _run_parser("split", OVERRIDES_HELP)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="also write two figures (PNG) and split.json there")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also write figures (PNG) and split.json there")
     parser.add_argument("--all", action="store_true", help="show every client, not only the first 20")
     chosen = parser.parse_intermixed_args(arguments)
     _find_users_modules()

@@ -133,6 +133,10 @@ class Composer:
         with self._explained(overrides):
             composed = self._raw(overrides)
             chosen = composed.hydra.runtime.choices
+            for nested in chosen:
+                place = nested.partition("@")[2]
+                if isinstance(value := OmegaConf.select(composed, place) if place else None, str):
+                    raise ConfigError(place, f"got '{value}', and it is a config group; write {nested}={value}.")
             names = {group: str(chosen.get(group)) for group in ("baseline", "merging")}
             has_sweep = bool(composed.hydra.sweeper.get("params"))
             plain = OmegaConf.to_container(OmegaConf.masked_copy(composed, [k for k in composed if k != "hydra"]))
@@ -235,6 +239,7 @@ class Composer:
 
     def _wrong_override(self, override: Any, keys: Sequence[str]) -> ConfigError | None:
         key = str(override.key_or_group)
+        place = f"{key}@{override.package}" if override.package else key
         if not key:
             return ConfigError(
                 str(override.input_line), "is not an override; write it as key=value, such as rounds=10."
@@ -253,7 +258,7 @@ class Composer:
             values = [str(v) for v in (override.sweep_string_iterator() if override.is_sweep_override() else [])]
             for value in values or ["null" if override.value() is None else str(override.value())]:
                 if value not in found:
-                    return ConfigError(key, f"got '{value}'. {nearest(value, found)}")
+                    return ConfigError(place, f"got '{value}'. {nearest(value, found)}")
             if override.is_add() and not override.is_force_add() and group in GROUPS and "@" not in key:
                 return ConfigError(key, "is chosen already; leave out the +.")
             return None

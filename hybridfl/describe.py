@@ -6,7 +6,6 @@ import io
 
 from rich.console import Console
 
-from hybridfl.data.split import Drawn
 from hybridfl.ownership import ownership
 from hybridfl.params import nbytes
 from hybridfl.plan import Plan
@@ -17,9 +16,7 @@ def describe(plan: Plan) -> str:
     console = Console(width=100, record=True, file=io.StringIO(), highlight=False)
     for line in _facts(plan):
         console.print(line, markup=False)
-    federation = plan.federation
-    drawn = Drawn(federation.dataset, federation.pool, federation.split, federation.tasks)
-    table = ownership(drawn, federation.noisy_clients)
+    table = ownership(plan.drawn, plan.federation.noisy_clients)
     return f"{console.export_text().rstrip()}\n\n{table}"
 
 

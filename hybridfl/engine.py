@@ -67,6 +67,11 @@ class Record:
     notes: list[str] = field(default_factory=list)
 
 
+WITH_DATA = "server_data=share"
+WITH_OWN_LABELS = "server_data=dataset server_data.labels=own"
+"""What to propose where the server lacks data, or labels of its own."""
+
+
 class Unsuitable(ConfigError):
     """A method that cannot run on this federation: refused alone, skipped in a sweep."""
 
@@ -350,8 +355,13 @@ def _name(participant: int) -> str:
     return "the server" if participant == SERVER else f"client {participant}"
 
 
-def check_method(method: Method, federation: Federation, topology: str, name: str) -> None:
+def check_method(method: Method, federation: Federation, topology: str, name: str, labels_by: str = WITH_DATA) -> None:
     """Refuse a method that cannot run on this federation.
+
+    Args:
+        topology: of the run.
+        name: of the method, as typed.
+        labels_by: the override with which the server's examples have labels of the clients' task.
 
     Raises:
         Unsuitable: under the key of what would have to change.
@@ -359,7 +369,9 @@ def check_method(method: Method, federation: Federation, topology: str, name: st
     missing = method.requires - federation.provides
     if missing:
         key = "server_data" if any(need.startswith("server_") for need in missing) else "merging"
-        hint = "; try server_data=share" if key == "server_data" else ""
+        # What gives the first of these gives those after it, too.
+        ways = {"server_own_labels": WITH_OWN_LABELS, "server_data": WITH_DATA, "server_labels": labels_by}
+        hint = next((f"; try {way}" for need, way in ways.items() if need in missing), "")
         raise Unsuitable(key, f"{name} requires {' and '.join(sorted(missing))}, which is not there{hint}.")
     delay = federation.clients.delay
     if delay > 0 and not method.asynchronous:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Literal
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from hybridfl.data.dataset import Dataset, IntArray
+from hybridfl.data.dataset import IntArray
 from hybridfl.data.split import Drawn
 
 ROWS = 20
@@ -25,22 +26,24 @@ def ownership(drawn: Drawn, noisy: Collection[int] = (), rows: int | None = ROWS
     each = dataset.classes <= COLUMNS
     table = Table(title="Training examples by owner and class", title_justify="left")
     table.add_column("owner")
-    if len(dataset.domains) > 1:
+    if len(drawn.domains) > 1:
         table.add_column("domains")
     for name in ("train", "val", "test", *(map(str, range(dataset.classes)) if each else ("classes", "largest class"))):
         table.add_column(name, justify="right")
 
-    def add(name: str, train: IntArray, val: IntArray, test: int) -> None:
+    def add(name: str, train: IntArray, val: IntArray, test: int, labelled: bool = True) -> None:
         both = np.concatenate([train, val])
-        counts = np.bincount(pool.y[both], minlength=dataset.classes)
-        cells = [len(train), len(val), test, *(counts[: dataset.classes] if each else [np.count_nonzero(counts)])]
-        largest = [] if each else [f"{counts.argmax()}: {counts.max()}"]
-        domains = [_domains(dataset, pool.domain[both])] if len(dataset.domains) > 1 else []
+        counts = np.bincount(pool.y[both], minlength=dataset.classes) if labelled else np.empty(0, dtype=np.int64)
+        cells = [len(train), len(val), test, *(counts if each or not labelled else [np.count_nonzero(counts)])]
+        largest = [f"{counts.argmax()}: {counts.max()}"] if labelled and not each else []
+        domains = [_domains(drawn.domains, pool.domain[both])] if len(drawn.domains) > 1 else []
         table.add_row(name, *domains, *(str(n) if n else "·" for n in cells), *largest)
 
     if len(split.server_train):
         tested = len(dataset.test) if split.server_test is None else len(split.server_test)
-        add("server", split.server_train, split.server_val, tested)
+        labels = labels_of(drawn)
+        name = "server" if labels == "labelled" else f"server ({labels})"
+        add(name, split.server_train, split.server_val, tested, labels == "labelled")
     shown = clients if rows is None else min(rows, clients)
     for client in range(shown):
         name = f"{client} (noisy)" if client in noisy else str(client)
@@ -55,8 +58,15 @@ def ownership(drawn: Drawn, noisy: Collection[int] = (), rows: int | None = ROWS
     return console.export_text().rstrip()
 
 
-def _domains(dataset: Dataset, domain: IntArray) -> str:
+def labels_of(drawn: Drawn) -> Literal["labelled", "own labels", "unlabelled"]:
+    """What the server knows of its examples: labels of the clients' task, of a task of its own, or none."""
+    if "server_labels" in drawn.provides:
+        return "labelled"
+    return "own labels" if "server_own_labels" in drawn.provides else "unlabelled"
+
+
+def _domains(names: Sequence[str], domain: IntArray) -> str:
     """The domains of some examples, the commonest first; how many have each, if there are several."""
-    counts = np.bincount(domain, minlength=len(dataset.domains))
+    counts = np.bincount(domain, minlength=len(names))
     order = [d for d in np.argsort(-counts, kind="stable") if counts[d]]
-    return ", ".join(dataset.domains[d] if len(order) == 1 else f"{dataset.domains[d]} {counts[d]}" for d in order)
+    return ", ".join(names[d] if len(order) == 1 else f"{names[d]} {counts[d]}" for d in order)

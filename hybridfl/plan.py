@@ -24,7 +24,7 @@ from hybridfl.data.dataset import Dataset, Reader, problem_of
 from hybridfl.data.partitioning import Partitioning
 from hybridfl.data.server_data import ServerData
 from hybridfl.data.split import Drawn, draw_split
-from hybridfl.engine import Engine, check_method
+from hybridfl.engine import WITH_DATA, Engine, check_method
 from hybridfl.errors import ConfigError, nearest
 from hybridfl.evaluation import Evaluation
 from hybridfl.executors import Executor
@@ -116,12 +116,14 @@ class Plan:
 
     Attributes:
         composed: the config as composed.
+        drawn: the data, and who owns what of them; in the federation too.
         digest: names the run: 12 hex digits of its identity.
         notes: what the user should know about the run before it starts.
     """
 
     composed: Composed
     settings: Settings
+    drawn: Drawn
     federation: Federation
     method: Method
     digest: str
@@ -198,7 +200,7 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
         clients=settings.clients,
         net=net,
         work=settings.client_optimizer,
-        provides=frozenset(settings.server_data.provides),
+        provides=drawn.provides,
         seed=settings.seed,
         device=device,
         dtype=dtype,
@@ -212,17 +214,18 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
         reads_test=method.upper_bound,
     )
     check_net(federation)
+    labels_by = getattr(settings.server_data, "labels_by", WITH_DATA)
     if settings.start == "server" and "server_labels" not in federation.provides:
-        raise ConfigError("start", "got server, but the server owns no labelled examples; try server_data=share.")
+        raise ConfigError("start", f"got server, but the server owns no labelled examples; try {labels_by}.")
     key = composed.method_key
-    check_method(method, federation, settings.topology.name_for(method), f"{key}={composed.method_name}")
+    check_method(method, federation, settings.topology.name_for(method), f"{key}={composed.method_name}", labels_by)
     try:
         method.init(federation)
     except ConfigError as error:
         raise error.under(key) from error
     files = {"start": file} if file else {}
     files |= {f"partitioning.{option}": path for option, path in getattr(settings.partitioning, "files", {}).items()}
-    return Plan(composed, settings, federation, method, digest_of(composed, drawn, files), weights.notes)
+    return Plan(composed, settings, drawn, federation, method, digest_of(composed, drawn, files), weights.notes)
 
 
 def draw(composed: Composed, settings: Settings, cache: DataCache | None = None) -> Drawn:
@@ -235,10 +238,10 @@ def draw(composed: Composed, settings: Settings, cache: DataCache | None = None)
     cache, root = cache or DataCache(), Path(settings.data_root).expanduser()
     servers = composed.config["server_data"]
 
-    def load(reader: Reader) -> Dataset:
-        # Under whichever option the server's node holds the reader.
-        name = next((n for n in servers if getattr(settings.server_data, n, None) is reader), "")
-        return cache.load(servers.get(name, servers), reader, root, f"server_data.{name}".rstrip("."))
+    def load(option: str) -> Dataset:
+        # A reader that is an option's default stands nowhere in the config.
+        node = servers.get(option, {"_target_": f"{servers['_target_']}.{option}"})
+        return cache.load(node, getattr(settings.server_data, option), root, option)
 
     dataset = cache.load(composed.config["dataset"], settings.dataset, root)
     if settings.classes is not None:

@@ -11,7 +11,7 @@ from hybridfl.config import Composed
 from hybridfl.data.dataset import Dataset
 from hybridfl.data.split import Drawn, Split
 from hybridfl.errors import ConfigError
-from hybridfl.ownership import ROWS, ownership
+from hybridfl.ownership import ROWS, labels_of, ownership
 from hybridfl.plan import draw, settings_of
 
 HEAT_MAP, HISTOGRAM, SPLIT, DOMAINS = "classes.png", "sizes.png", "split.json", "domains.png"
@@ -50,7 +50,9 @@ def _facts(drawn: Drawn) -> list[str]:
     server = len(split.server_train) + len(split.server_val)
     beyond = len(drawn.pool) - len(dataset.train)
     nobodys = len(drawn.pool) - server - int(sizes.sum())
-    left = (f" ({beyond} that only it has)" if beyond else "", f", {nobodys} to nobody" if nobodys else "")
+    only = [f"{beyond} that only it has"] if beyond else []
+    only += [labels] if server and (labels := labels_of(drawn)) != "labelled" else []
+    left = (f" ({', '.join(only)})" if only else "", f", {nobodys} to nobody" if nobodys else "")
     domains = f" from {len(dataset.domains)} domains ({', '.join(dataset.domains)})" if len(dataset.domains) > 1 else ""
     return [
         f"data       {dataset.name}, {len(dataset.train)} training and {len(dataset.test)} test examples of "

@@ -108,6 +108,8 @@ def test_two_rounds_of_every_file(group: str, name: str) -> None:
     line = [f"{group}={name}", "rounds=2", "clients.number=5", "clients.per_round=2", "client_optimizer.steps=2"]
     if (group, name) == ("server_data", "domains"):
         line += ["dataset=domains", "+dataset@dataset.sets.more=digits", "server_data.domains=[more]"]
+    elif (group, name) == ("server_data", "dataset"):
+        line += [*SMALL_DATA, "dataset@server_data.dataset=synthetic", "server_data.dataset.seed=1"]
     elif group != "dataset":
         line += [*SMALL_DATA, *ADAPTED.get((group, name), [])]
     elif name in READ:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hybridfl.data.dataset import Dataset, Examples, IntArray, Labels
+from hybridfl.data.dataset import Dataset, Examples, IntArray, Labels, problem_of
 from hybridfl.data.partitioning import Partition, Partitioning
 from hybridfl.data.server_data import Load, ServerData, ServerShare
 from hybridfl.errors import ConfigError, DataError
@@ -132,16 +132,21 @@ class Drawn:
 
     Attributes:
         dataset: of the clients' task.
-        pool: its training part, followed by the examples that only the server has.
+        pool: its training part, followed by the examples that only the server has. These have domains of their own, and
+            their labels, if they are not of the clients' task, may be any.
+        domains: names of the domains in the pool: the data set's, then the server's own.
         split: of the pool and of the test part.
         tasks: the classes that come one after the other.
+        provides: what the server's data provide, see :class:`~hybridfl.data.server_data.ServerData`.
         sources: fingerprints of other data sets that were read.
     """
 
     dataset: Dataset
     pool: Examples
+    domains: tuple[str, ...]
     split: Split
     tasks: TaskStream
+    provides: frozenset[str]
     sources: tuple[str, ...] = ()
 
 
@@ -186,9 +191,9 @@ def draw_split(
         rest = np.setdiff1d(every, np.concatenate([server.taken, server.withheld]))
         partition = _by_task(partitioning, labels.at(rest), tasks, clients, seed, len(every) - len(rest))
         owned = [rest[share] for share in partition.shares]
-    pool = dataset.train if server.own is None else dataset.train.followed_by(server.own)
+    pool, names = _pool(dataset, server)
     servers = np.concatenate([server.taken, np.arange(len(every), len(pool))])
-    cells = dataset.classes * pool.domain + pool.y
+    cells = _cells(pool, int(pool.y.max()) + 1)
     held_out = functools.partial(_held_out_by_task, y=pool.y, cells=cells, tasks=tasks)
     views = [
         held_out(share, fraction=client_validation, rng=stream(seed, "validation", client))
@@ -197,20 +202,33 @@ def draw_split(
     server_train, server_val = held_out(
         servers, fraction=server_data.validation, rng=stream(seed, "validation", "server")
     )
-    counts = np.array([np.bincount(labels.y[share], minlength=dataset.classes) for share in owned], dtype=np.int64)
-    domains = [np.bincount(labels.domain[share], minlength=len(dataset.domains)) for share in owned]
+    counts = [np.bincount(labels.y[share], minlength=dataset.classes) for share in owned]
+    domains = np.array([np.bincount(labels.domain[share], minlength=len(dataset.domains)) for share in owned])
     split = Split(
         clients_train=tuple(train for train, _ in views),
         clients_val=tuple(val for _, val in views),
-        clients_test=_test_sets(dataset, [cells[share] for share in owned], np.array(domains), min_test, seed),
+        clients_test=_test_sets(dataset, owned, domains, min_test, seed),
         server_train=server_train,
         server_val=server_val,
-        class_counts=counts,
-        domain_counts=np.array(domains, dtype=np.int64),
+        class_counts=_indices(counts),
+        domain_counts=_indices(domains),
         moved=partition.moved,
-        server_test=_servers_test(dataset, np.sum(domains, axis=0)),
+        server_test=_servers_test(dataset, domains.sum(0)),
     )
-    return Drawn(dataset, pool, split, tasks, server.sources)
+    return Drawn(dataset, pool, names, split, tasks, frozenset(server_data.provides), server.sources)
+
+
+def _pool(dataset: Dataset, server: ServerShare) -> tuple[Examples, tuple[str, ...]]:
+    """The training part and what only the server has, and the names of all domains in it."""
+    if server.own is None:
+        return dataset.train, dataset.domains
+    own = Examples(server.own.x, server.own.y, server.own.domain + len(dataset.domains))
+    return dataset.train.followed_by(own), (*dataset.domains, *server.domains)
+
+
+def _cells(examples: Examples, classes: int) -> IntArray:
+    """A number for each domain and class."""
+    return classes * examples.domain + examples.y
 
 
 def _servers_share(server_data: ServerData, dataset: Dataset, free: IntArray, load: Load, seed: int) -> ServerShare:
@@ -218,16 +236,24 @@ def _servers_share(server_data: ServerData, dataset: Dataset, free: IntArray, lo
         share = server_data.share(dataset, free, load, stream(seed, "server_data"))
     except ConfigError as error:
         raise error.under("server_data") from error
+    _check_share(share, dataset, free, server_data)
+    return share
+
+
+def _check_share(share: ServerShare, dataset: Dataset, free: IntArray, server_data: ServerData) -> None:
     # A user's own class may stand behind the node, and a wrong share would only show as a wrong result.
+    name, own, theirs = type(server_data).__name__, share.own, dataset.train.x
     named = np.sort(np.concatenate([share.taken, share.withheld]))
-    own = share.own.x if share.own is not None else dataset.train.x
-    name = type(server_data).__name__
     if len(np.unique(named)) < len(named) or len(np.setdiff1d(named, free)):
         raise ConfigError("server_data", f"{name}.share must name free examples, each once, as taken or withheld.")
-    if own.shape[1:] != dataset.train.x.shape[1:] or own.dtype != dataset.train.x.dtype:
-        problem = f"{name}.share gives images {own.shape[1:]} {own.dtype}, the clients' are"
-        raise ConfigError("server_data", f"{problem} {dataset.train.x.shape[1:]} {dataset.train.x.dtype}.")
-    return share
+    if own is None:
+        return
+    if own.x.shape[1:] != theirs.shape[1:] or own.x.dtype != theirs.dtype:
+        problem = f"{name}.share gives images {own.x.shape[1:]} {own.x.dtype}"
+        raise ConfigError("server_data", f"{problem}, the clients' are {theirs.shape[1:]} {theirs.dtype}.")
+    classes = dataset.classes if "server_labels" in server_data.provides else int(own.y.max(initial=0)) + 1
+    if problem_found := problem_of(own, classes, len(share.domains)):
+        raise ConfigError("server_data", f"{name}.share gives examples of its own whose {problem_found}.")
 
 
 def _leftovers(partition: Partition, server_data: ServerData, dataset: Dataset, load: Load, seed: int) -> ServerShare:
@@ -241,13 +267,16 @@ def _leftovers(partition: Partition, server_data: ServerData, dataset: Dataset, 
     try:
         server = _servers_share(server_data, dataset, left, load, seed)
     except ConfigError as error:
+        if error.key not in ("server_data.examples", "server_data.fraction"):
+            raise
         if not len(left):
             problem = f"the partitioning gives all {examples} training examples to clients; use server_data=none."
             raise ConfigError("server_data", problem) from error
         told = f"{error.problem.removesuffix('.')} (what the partitioning leaves of {examples})."
         raise ConfigError(error.key, told) from error
-    if partition.complete and len(server.taken) < len(left):
-        nobodys = f"{len(left) - len(server.taken)} training examples belong to no client and not to the server"
+    unnamed = len(left) - len(server.taken) - len(server.withheld)
+    if partition.complete and unnamed:
+        nobodys = f"{unnamed} training examples belong to no client and not to the server"
         way_out = "false leaves them out, server_data=share server_data.fraction=1 gives them to the server"
         raise ConfigError("partitioning.complete", f"got true, and {nobodys}; {way_out}.")
     return server
@@ -345,23 +374,27 @@ def _test_sets(
     """For each client examples of the test part, in the proportions of the cells (domain and class) it owns.
 
     Args:
-        owned: cells of each client's examples.
+        owned: each client's examples in the training part.
         domains: ``(clients, domains)``, numbers of these. A client with a tenth of the clients' examples of a domain is
             tested on as many examples as a tenth of this domain's test part has.
     """
     number = dataset.classes * len(dataset.domains)
-    cells = dataset.classes * dataset.test.domain + dataset.test.y
+    held, cells = _cells(dataset.train, dataset.classes), _cells(dataset.test, dataset.classes)
     pools = [np.flatnonzero(cells == cell) for cell in range(number)]
     available = np.array([len(pool) for pool in pools])
     tests = np.bincount(dataset.test.domain, minlength=len(dataset.domains))
     expected = (domains / np.maximum(domains.sum(0), 1)) @ tests
     sets = []
     for client, own in enumerate(owned):
-        counts = np.bincount(own, minlength=number)
+        counts = np.bincount(held[own], minlength=number)
         proportions = np.where(available > 0, counts, 0)  # a cell without test examples cannot be tested
         if not proportions.any():
-            held = np.unique(own % dataset.classes).tolist()
-            raise DataError(f"{dataset.name}: the test part has no example of the classes {held} of client {client}.")
+            classes = np.unique(dataset.train.y[own]).tolist()
+            names = [dataset.domains[domain] for domain in np.flatnonzero(domains[client])]
+            where = f" in the domains {', '.join(names)}" if len(dataset.domains) > 1 else ""
+            raise DataError(
+                f"{dataset.name}: the test part has no example of the classes {classes} of client {client}{where}."
+            )
         # The largest size at which every cell's part, rounded up, is still there.
         most = min(int(a) * int(proportions.sum()) // int(p) for a, p in zip(available, proportions, strict=True) if p)
         size = min(max(min_test, 1, _nearest(expected[client])), most)
