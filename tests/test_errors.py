@@ -103,6 +103,24 @@ WRONG: list[tuple[str, str, tuple[str, ...]]] = [
     ("client_optimizer.nesterov=true", "client_optimizer.nesterov", ("momentum=0.9",)),
     ("merging.atlas.size=1", "merging.atlas.size", ("got 1", "nearest: 2")),
     ("merging.fallback.accept=heldout", "merging.fallback.accept", ("server_data.validation",)),
+    # domains, and what the server owns
+    (
+        "partitioning=domains partitioning.within=shards",
+        "partitioning.within",
+        ("partitioning@partitioning.within=shards",),
+    ),
+    ("partitioning=domains partitioning.within.seed=1", "partitioning.within.seed", ("got 1", "partitioning.seed")),
+    ("partitioning=domains partitioning.clients=[2,3]", "partitioning.clients", ("got [2, 3]", "1 numbers with sum 5")),
+    ("partitioning=domains partitioning.clients=most", "partitioning.clients", ("got 'most'", "proportional")),
+    (
+        "server_data=domains server_data.domains=[photo]",
+        "server_data.domains",
+        ("got ['photo']", "one domain, synthetic"),
+    ),
+    ("server_data=style server_data.style=blurr", "server_data.style", ("got 'blurr'", "Did you mean 'blur'?")),
+    ("server_data=style server_data.style=edges", "server_data.style", ("got edges", "valid: blur, rotate")),
+    ("server_data=style server_data.strength=0", "server_data.strength", ("got 0", "above 0")),
+    ("server_data.labelled=false", "server_data", ("requires server_labels", "try server_data.labelled=true")),
     # what cannot be read or found
     ("rounds", "rounds", ("key=value",)),
     ("=3", "=3", ("key=value",)),
