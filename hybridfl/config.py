@@ -18,6 +18,7 @@ GROUPS = (
     "clients",
     "model",
     "client_optimizer",
+    "augmentation",
     "merging",
     "baseline",
     "topology",

@@ -111,7 +111,7 @@ class Engine:
         # A copy: beginning twice must not train twice, and a run that continues from a checkpoint never begins.
         federation, steps = copy.copy(self.federation), self.server_start_steps
         job = Job(SERVER, federation.fresh_model(), steps=steps, tag="start")
-        (outcome,) = self.executor.run(federation.bench, [task_of(federation, job, round=0, occurrence=0)])
+        (outcome,) = self.executor.run(federation.bench, [task_of(federation, job, 0, self.rounds, occurrence=0)])
         if not math.isfinite(outcome.result.loss) or not P.all_finite(outcome.result.model):
             raise HybridflError("start=server diverged; try a smaller client_optimizer.lr.")
         federation.start = outcome.result.model
@@ -297,7 +297,7 @@ class _Turn:
         self.move_raw_data(job)
         n = self.occurrences[(job.participant, job.tag)]
         self.occurrences[(job.participant, job.tag)] += 1
-        return task_of(self.federation, job, self.index, n)
+        return task_of(self.federation, job, self.index, self.engine.rounds, n)
 
     def move_raw_data(self, job: Job) -> None:
         """Book the examples that a job reads and its participant does not own, once for each owner."""
@@ -319,10 +319,11 @@ class _Turn:
             self.costs = self.costs.plus(bytes_up=returned(job, result))
 
 
-def task_of(federation: Federation, job: Job, round: int, occurrence: int) -> Task:
-    """The job with its examples, its number of steps and its random streams.
+def task_of(federation: Federation, job: Job, round: int, rounds: int, occurrence: int) -> Task:
+    """The job with its examples, its number of steps, its augmentation and its random streams.
 
     Args:
+        round, rounds: when it starts, and how many rounds the run has.
         occurrence: how many jobs of the same participant and tag came before in the round.
     """
     work: LocalWork = job.work or federation.work
@@ -337,7 +338,8 @@ def task_of(federation: Federation, job: Job, round: int, occurrence: int) -> Ta
         work = replace(work, steps=job.steps)
     keys = (round, job.participant, job.tag, occurrence)
     shuffle, seed = stream(federation.seed, "local", *keys), torch_seed(federation.seed, "net", *keys)
-    return Task(job, work, steps, rows, round, shuffle, seed, classes)
+    noise = stream(federation.seed, "augmentation", *keys)
+    return Task(job, work, steps, rows, round, rounds, shuffle, seed, federation.augment, noise, classes)
 
 
 def _kind(value: Any) -> str:

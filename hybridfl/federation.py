@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hybridfl.availability import Clients
 from hybridfl.costs import FlopCounter
+from hybridfl.data.augmentation import Augment
 from hybridfl.data.dataset import Dataset, Examples
 from hybridfl.data.split import Split
 from hybridfl.errors import ConfigError
@@ -46,6 +47,7 @@ class Federation:
         build: the net of a width, its weights drawn from a stream of the run's own that a name tells apart.
         model_options: the keys of the model node that the program handles.
         scale: mean and deviation by which inputs are standardised.
+        augment: what changes the inputs of every step of local work; ``None`` leaves them.
     """
 
     dataset: Dataset
@@ -66,6 +68,7 @@ class Federation:
     scale: InputScale
     started: bool = False
     reads_test: bool = False
+    augment: Augment | None = None
 
     def fresh_model(self, participant: int = SERVER, width: float = 1.0, name: str = "") -> Model:
         """The model a participant starts from, today the same for all; do not change its tensors in place.

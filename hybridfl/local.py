@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridfl import params as P
+from hybridfl.data.augmentation import Augment
 from hybridfl.optimizers import LocalWork, batches, clipped, learning_rates
 from hybridfl.params import Params
 from hybridfl.types import Apply, Batch, Job, Model, ProbeInput, Result, State
@@ -38,9 +39,11 @@ class Task:
 
     Attributes:
         rows: positions of the view's examples in the pool, on the pool's device.
-        round: round of birth; sets the learning rate.
+        round, rounds: round of birth, and how many the run has; they set the learning rate.
         shuffle: stream of the batches.
         torch_seed: seed of anything random inside the net (dropout).
+        augment: what changes the inputs of every step; ``None`` leaves them.
+        noise: its stream.
         classes: the only ones whose logits count; ``None`` is all.
     """
 
@@ -49,8 +52,11 @@ class Task:
     steps: int
     rows: Tensor
     round: int
+    rounds: int
     shuffle: np.random.Generator
     torch_seed: int
+    augment: Augment | None
+    noise: np.random.Generator
     classes: tuple[int, ...] | None = None
 
 
@@ -139,8 +145,7 @@ def _train(bench: Workbench, task: Task) -> tuple[Params, Params, State, float, 
     theta = {name: t.detach().clone().requires_grad_() for name, t in job.start.params.items()}
     buffers = P.clone(job.start.buffers)
     state = _copied(job.optimizer_state or {})
-    lrs = learning_rates(work, theta, task.round)
-    loss_rule = job.loss or cross_entropy
+    lrs = learning_rates(work, theta, task.round, task.rounds)
     net = bench.net_at(job.width).train()
     apply = _applier(net, buffers, task.classes)
     total = torch.zeros((), device=bench.x.device, dtype=torch.float64)
@@ -149,7 +154,7 @@ def _train(bench: Workbench, task: Task) -> tuple[Params, Params, State, float, 
         index = torch.from_numpy(picked).to(bench.x.device, non_blocking=True)
         rows = task.rows[index]
         batch = Batch(bench.x[rows], bench.y[rows], index)
-        loss = loss_rule(apply, theta, job.parametrization(theta, job.frozen), batch, job.ctx)
+        loss = _loss(task, apply, theta, batch)
         grads = _gradients(loss, theta)
         if job.grad is not None:
             grads = job.grad(grads, P.detach(theta), job.ctx)
@@ -160,6 +165,45 @@ def _train(bench: Workbench, task: Task) -> tuple[Params, Params, State, float, 
         total += loss.detach()
         trained += len(picked)
     return P.detach(theta), buffers, state, (total / task.steps).item(), trained
+
+
+def _loss(task: Task, apply: Apply, theta: Params, batch: Batch) -> Tensor:
+    """The job's loss on a batch, augmented if the run says so."""
+    job = task.job
+    rule, params = job.loss or cross_entropy, job.parametrization(theta, job.frozen)
+    if task.augment is None:
+        return rule(apply, theta, params, batch, job.ctx)
+    x, partners, share = task.augment(batch.x, task.noise)
+    own = batch._replace(x=x)
+    if partners is None:
+        return rule(apply, theta, params, own, job.ctx)
+    # Positions too, for a rule that finds targets by them, such as a teacher's logits.
+    others = Batch(x, batch.y[partners], batch.positions[partners])
+    first, again = _recorded(apply)
+    loss = share * rule(first, theta, params, own, job.ctx)
+    return loss + (1 - share) * rule(again, theta, params, others, job.ctx)
+
+
+def _recorded(apply: Apply) -> tuple[Apply, Apply]:
+    """``apply``, and a second one that gives the first one's answers to the same tensors again, in their order.
+
+    The net runs once for a loss that is taken twice: a second pass would cost as much again, and move the statistics of
+    normalisation layers twice.
+    """
+    passes: list[tuple[Params, Tensor, Tensor]] = []
+
+    def first(params: Params, x: Tensor) -> Tensor:
+        logits = apply(params, x)
+        passes.append((params, x, logits))
+        return logits
+
+    def again(params: Params, x: Tensor) -> Tensor:
+        for i, (seen, inputs, _) in enumerate(passes):
+            if inputs is x and seen.keys() == params.keys() and all(seen[name] is params[name] for name in seen):
+                return passes.pop(i)[2]
+        return apply(params, x)
+
+    return first, again
 
 
 def _gradients(loss: Tensor, theta: Params) -> Params:

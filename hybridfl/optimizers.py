@@ -20,6 +20,7 @@ from hybridfl import params as P
 from hybridfl.build import NonNegativeFloat, PositiveFloat, PositiveInt, Range
 from hybridfl.errors import ConfigError
 from hybridfl.params import Params
+from hybridfl.schedules import Schedule
 
 Beta = Annotated[float, Range(low=0, below=1)]
 
@@ -29,11 +30,12 @@ class LocalWork:
     """How much a participant works and with which optimiser; subclasses say how a step is made.
 
     Attributes:
-        lr: learning rate in round 0.
+        lr: learning rate in round 0, but for a schedule that warms up.
         batch_size: examples a step; a participant with fewer uses all of them.
         steps: number of steps; given, it replaces ``epochs``.
         epochs: passes over the participant's examples, the last batch of each may be short.
-        lr_decay: the rate of round t is ``lr · lr_decay ** t``.
+        lr_decay: the rate of round t is ``lr · lr_decay ** t``, times what the schedule says.
+        schedule: the rate over the rounds of the run.
         weight_decay: of the optimiser.
         clip_norm: the gradient is scaled down to this Euclidean length; null leaves it.
         lr_factors: name pattern → factor on the rate of the matching entries of θ.
@@ -44,6 +46,7 @@ class LocalWork:
     steps: PositiveInt | None = None
     epochs: PositiveInt = 1
     lr_decay: Annotated[float, Range(above=0, high=1)] = 1.0
+    schedule: Schedule = field(default_factory=Schedule)
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat | None = None
     lr_factors: Mapping[str, float] = field(default_factory=dict)
@@ -60,7 +63,7 @@ class LocalWork:
 
     def update(self, theta: Params, grads: Params, state: dict[str, Any], lrs: Mapping[str, float]) -> None:
         """One step in place on θ and on the optimiser's state (empty before the first step)."""
-        raise NotImplementedError("choose an optimiser: SGD, Adam or AdamW")
+        raise NotImplementedError("choose an optimiser: SGD, Adam, AdamW or NAdam")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,18 +104,53 @@ class Adam(LocalWork):
     def decay(self, theta: Params, grads: Params, lrs: Mapping[str, float]) -> Params:
         return P.add(grads, theta, self.weight_decay) if self.weight_decay else grads
 
-    def update(self, theta: Params, grads: Params, state: dict[str, Any], lrs: Mapping[str, float]) -> None:
-        grads = self.decay(theta, grads, lrs)
+    def moments(self, grads: Params, state: dict[str, Any]) -> tuple[int, Params, Params]:
+        """The number of this step, and the running means of gradients and of their squares with this one in them."""
         step = state["step"] = state.get("step", 0) + 1
         first, second = state.setdefault("mean", {}), state.setdefault("square", {})
-        correction1, correction2 = 1 - self.beta1**step, 1 - self.beta2**step
         for name, grad in grads.items():
             if name not in first:
                 first[name], second[name] = torch.zeros_like(grad), torch.zeros_like(grad)
             first[name].lerp_(grad, 1 - self.beta1)
             second[name].mul_(self.beta2).addcmul_(grad, grad, value=1 - self.beta2)
-            scale = second[name].sqrt().div_(math.sqrt(correction2)).add_(self.eps)
-            theta[name].addcdiv_(first[name], scale, value=-lrs[name] / correction1)
+        return step, first, second
+
+    def scale(self, square: Tensor, step: int) -> Tensor:
+        """The root of a mean of squares, freed of its start at zero."""
+        return square.sqrt().div_(math.sqrt(1 - self.beta2**step)).add_(self.eps)
+
+    def update(self, theta: Params, grads: Params, state: dict[str, Any], lrs: Mapping[str, float]) -> None:
+        grads = self.decay(theta, grads, lrs)
+        step, first, second = self.moments(grads, state)
+        correction = 1 - self.beta1**step
+        for name, tensor in theta.items():
+            tensor.addcdiv_(first[name], self.scale(second[name], step), value=-lrs[name] / correction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NAdam(Adam):
+    """Adam with Nesterov's momentum (Dozat 2016, *Incorporating Nesterov Momentum into Adam*), as ``torch.optim.NAdam``.
+
+    Weight decay is part of the gradient, torch's ``decoupled_weight_decay=False``.
+
+    Attributes:
+        momentum_decay: ψ; step i has the momentum ``beta1 · (1 - 0.96 ** (i ψ) / 2)``, and 0 is constant, half of beta1.
+    """
+
+    momentum_decay: NonNegativeFloat = 0.004
+
+    def momentum(self, step: int) -> float:
+        return self.beta1 * (1 - 0.5 * math.pow(0.96, step * self.momentum_decay))
+
+    def update(self, theta: Params, grads: Params, state: dict[str, Any], lrs: Mapping[str, float]) -> None:
+        grads = self.decay(theta, grads, lrs)
+        step, first, second = self.moments(grads, state)
+        now, ahead = self.momentum(step), self.momentum(step + 1)
+        product = state["momentum_product"] = state.get("momentum_product", 1.0) * now
+        for name, tensor in theta.items():
+            scale = self.scale(second[name], step)
+            tensor.addcdiv_(grads[name], scale, value=-lrs[name] * (1 - now) / (1 - product))
+            tensor.addcdiv_(first[name], scale, value=-lrs[name] * ahead / (1 - product * ahead))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +178,9 @@ def batches(examples: int, work: LocalWork, rng: np.random.Generator, steps: int
         order = order[size:]
 
 
-def learning_rates(work: LocalWork, theta: Mapping[str, Tensor], round: int) -> dict[str, float]:
-    """The rate of every entry of θ in this round."""
-    rate = work.lr * work.lr_decay**round
+def learning_rates(work: LocalWork, theta: Mapping[str, Tensor], round: int, rounds: int) -> dict[str, float]:
+    """The rate of every entry of θ in this round of a run of so many."""
+    rate = work.lr * work.lr_decay**round * work.schedule.factor(round, rounds)
     return {
         name: rate * math.prod(f for pattern, f in work.lr_factors.items() if fnmatchcase(name, pattern))
         for name in theta

@@ -9,7 +9,8 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,6 +20,7 @@ from torch import nn
 from hybridfl.availability import Clients
 from hybridfl.build import NonNegativeFloat, NonNegativeInt, PositiveInt, build, call, locate, of_kind
 from hybridfl.config import NOT_IDENTITY, Composed
+from hybridfl.data.augmentation import Augmenter
 from hybridfl.data.classes import only_classes
 from hybridfl.data.dataset import Dataset, Reader, problem_of
 from hybridfl.data.partitioning import Partitioning
@@ -55,6 +57,7 @@ class Settings:
     server_data: ServerData
     clients: Clients
     client_optimizer: LocalWork
+    augmentation: Augmenter
     topology: Topology
     executor: Executor
     seed: NonNegativeInt = 0
@@ -177,11 +180,15 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
         DataError: a data file is missing or broken.
     """
     settings, method = settings_of(composed)
+    with _under("client_optimizer.schedule"):
+        settings.client_optimizer.schedule.check(settings.rounds)
     drawn = draw(composed, settings, cache)
     dataset = drawn.dataset
     device, dtype = device_of(settings.device), getattr(torch, settings.dtype)
     options, node = separated(composed.config["model"])
     scale = options.scale(dataset)
+    with _under("augmentation"):
+        augment = settings.augmentation.fitted(replace(dataset, mean=scale.mean, std=scale.std))
     net = build_net(node, dataset, settings.seed).to(device, dtype)
     weights = Weights(initial_model(net, device, dtype), ())
 
@@ -212,6 +219,7 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
         scale=scale,
         started=settings.start != "random",
         reads_test=method.upper_bound,
+        augment=augment,
     )
     check_net(federation)
     labels_by = getattr(settings.server_data, "labels_by", WITH_DATA)
@@ -226,6 +234,15 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
     files = {"start": file} if file else {}
     files |= {f"partitioning.{option}": path for option, path in getattr(settings.partitioning, "files", {}).items()}
     return Plan(composed, settings, drawn, federation, method, digest_of(composed, drawn, files), weights.notes)
+
+
+@contextmanager
+def _under(key: str) -> Iterator[None]:
+    """What is refused within is an option of this node."""
+    try:
+        yield
+    except ConfigError as error:
+        raise error.under(key) from error
 
 
 def draw(composed: Composed, settings: Settings, cache: DataCache | None = None) -> Drawn:

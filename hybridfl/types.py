@@ -48,7 +48,10 @@ class Batch(NamedTuple):
 
 Apply = Callable[[Params, Tensor], Tensor]
 LossRule = Callable[[Apply, Params, Params, Batch, Mapping[str, Any]], Tensor]
-"""``loss(apply, theta, params, batch, ctx)`` → scalar; ``apply(params, x)`` gives logits ``(b, classes)``."""
+"""``loss(apply, theta, params, batch, ctx)`` → scalar; ``apply(params, x)`` gives logits ``(b, classes)``.
+
+With mixup a step takes it twice, on the same inputs with the targets of the examples and with those of their partners.
+"""
 GradRule = Callable[[Params, Params, Mapping[str, Any]], Params]
 """``grad(gradients, theta, ctx)`` → the gradients to use instead."""
 Probe = Callable[["ProbeInput"], Any]

@@ -13,44 +13,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from local_helpers import N, bench, model_of, task
 from torch import nn
 
 from hybridfl import params as P
 from hybridfl import probes
 from hybridfl.checkpoints import pack, unpack
 from hybridfl.errors import ConfigError
-from hybridfl.local import Task, Workbench, predict, run_task
+from hybridfl.local import predict, run_task
 from hybridfl.optimizers import SGD, Adam, AdamW, LocalWork, batches, clipped, learning_rates
 from hybridfl.rng import stream
-from hybridfl.types import Job, Model
-
-N = 11
-
-
-def bench(net: nn.Module | None = None) -> Workbench:
-    rng = np.random.default_rng(0)
-    x, y = torch.from_numpy(rng.standard_normal((N, 4))), torch.from_numpy(rng.integers(3, size=N))
-    generator = torch.Generator().manual_seed(0)
-    net = (net or nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))).double()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 2)
-    return Workbench(net, x, y, chunk=4)
-
-
-def model_of(net: nn.Module) -> Model:
-    return Model(P.clone(dict(net.named_parameters())), P.clone(dict(net.named_buffers())))
-
-
-def task(
-    bench: Workbench, work: LocalWork, round: int = 0, seed: int = 0, steps: int | None = None, **job: Any
-) -> Task:
-    """All examples of the bench but the first, in reverse."""
-    rows = torch.arange(N - 1, 0, -1)
-    start = job.pop("start", None) or model_of(bench.net)
-    count = work.count(len(rows)) if steps is None else steps
-    return Task(Job(0, start, steps=steps, **job), work, count, rows, round, stream(seed, "local"), seed)
-
+from hybridfl.types import Model
 
 # -- optimisers ------------------------------------------------------------------------------------------------------
 
@@ -87,7 +60,7 @@ def test_optimisers_agree_with_torch(name: str) -> None:
     parameters = {n: nn.Parameter(t.clone()) for n, t in theta.items()}
     optimiser = reference(parameters.values())
     state: dict[str, Any] = {}
-    lrs = learning_rates(work, theta, 0)
+    lrs = learning_rates(work, theta, 0, 1)
     for step in range(20):
         work.update(theta, {n: t - target[n] for n, t in theta.items()}, state, lrs)
         for n, parameter in parameters.items():
@@ -154,7 +127,7 @@ def test_the_rate_decays_by_the_round_of_birth() -> None:
 
 def test_factors_scale_the_rate_of_matching_entries() -> None:
     work = SGD(lr=0.5, lr_decay=0.1, lr_factors={"2.*": 0.0, "*.bias": 0.5})
-    rates = learning_rates(work, dict.fromkeys(["0.weight", "0.bias", "2.bias"], torch.zeros(1)), 1)
+    rates = learning_rates(work, dict.fromkeys(["0.weight", "0.bias", "2.bias"], torch.zeros(1)), 1, 2)
     assert rates == pytest.approx({"0.weight": 0.05, "0.bias": 0.025, "2.bias": 0.0})
     table = bench()
     start = model_of(table.net)
