@@ -21,6 +21,7 @@ from hybridfl.errors import ConfigError, nearest
 
 EMPTY = inspect.Parameter.empty
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+_KINDS = {tuple: list | tuple, list: list | tuple, Sequence: list | tuple, dict: Mapping, Mapping: Mapping}
 _CONTAINERS = (tuple, list, dict, Sequence, Mapping)
 _UNRESOLVED = (NameError, TypeError, AttributeError, SyntaxError)
 
@@ -218,9 +219,9 @@ def of_kind(built: Any, annotation: Any, key: str) -> Any:
 
 
 def _convert_union(value: Any, members: Sequence[Any], key: str, context: Mapping[str, Any]) -> Any:
-    # The member whose type is exactly the value's goes first, so that 5 stays a whole number in `int | float`; and a
-    # group of options for a mapping, so that what is wrong with one of the options is said.
-    exact = [m for m in members if _plain(m) is type(value)]
+    # The member whose type is exactly the value's goes first, so that 5 stays a whole number in `int | float`; a container,
+    # and a group of options for a mapping, so that what is wrong within is said.
+    exact = [m for m in members if _plain(m) is type(value) or isinstance(value, _KINDS.get(get_origin(m), ()))]
     exact += [m for m in members if dataclasses.is_dataclass(m) and isinstance(value, Mapping)]
     first: ConfigError | None = None
     for member in [*exact, *(m for m in members if m not in exact and _plain(m) is not type(None)), type(None)]:

@@ -247,7 +247,7 @@ class Composer:
             )
         if key.startswith("hydra"):
             return None
-        if isinstance(override.value(), dict):  # options of a group, merged into it
+        if isinstance(override.value(), dict) and key not in keys:  # options of a group, merged into it
             for option in override.value():
                 if keys and f"{key}.{option}" not in keys and not any(k.startswith(f"{key}.{option}.") for k in keys):
                     return ConfigError(f"{key}.{option}", f"unknown key. {nearest_key(f'{key}.{option}', keys)}")

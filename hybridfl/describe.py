@@ -16,16 +16,18 @@ def describe(plan: Plan) -> str:
     console = Console(width=100, record=True, file=io.StringIO(), highlight=False)
     for line in _facts(plan):
         console.print(line, markup=False)
-    table = ownership(plan.drawn, plan.federation.noisy_clients)
+    table = ownership(plan.drawn, plan.federation.roles)
     return f"{console.export_text().rstrip()}\n\n{table}"
 
 
 def _facts(plan: Plan) -> list[str]:
     federation, settings = plan.federation, plan.settings
     model = nbytes([*federation.start.params.values(), *federation.start.buffers.values()])
-    traffic = settings.rounds * federation.clients.cohort * model
+    cohorts = [federation.clients.cohort_of(round) for round in range(settings.rounds)]
+    traffic = sum(cohorts) * model
     item = federation.start.params[next(iter(federation.start.params))].element_size()
     data = (federation.pool.x.size + federation.dataset.test.x.size) * item
+    each = " to ".join(map(str, sorted({min(cohorts), max(cohorts)})))
     parameters = sum(tensor.numel() for tensor in federation.start.params.values())
     return [
         f"run        {plan.digest} ({plan.composed.method_name}), checked: it can start",
@@ -33,7 +35,7 @@ def _facts(plan: Plan) -> list[str]:
         f"{len(federation.dataset.test)} test examples, fingerprint {federation.dataset.fingerprint}",
         f"split      {federation.split.digest}, {federation.split.moved} examples moved to clients below the minimum",
         f"model      {parameters:,} parameters, {federation.forward_macs:,} MACs a forward pass",
-        f"rounds     {settings.rounds} of {federation.clients.cohort} client updates, on {federation.device}",
+        f"rounds     {settings.rounds} of {each} client updates, on {federation.device}",
         f"estimate   {traffic / 1e6:.1f} MB down and {traffic / 1e6:.1f} MB up if every update is one model; "
         f"{data / 1e6:.0f} MB of memory for the examples and {model / 1e6:.2f} MB for each model kept",
         *(f"note       {note}" for note in plan.notes),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hybridfl import params as P
-from hybridfl.availability import Arrival, Schedule
+from hybridfl.behaviour import random_update
 from hybridfl.costs import Costs, returned, sent
 from hybridfl.errors import ConfigError, HybridflError
 from hybridfl.executors import Executor
@@ -23,6 +23,7 @@ from hybridfl.federation import Federation
 from hybridfl.local import TRAINING_PASSES, Outcome, Task
 from hybridfl.optimizers import LocalWork
 from hybridfl.rng import stream, torch_seed
+from hybridfl.schedule import Arrival, Schedule
 from hybridfl.types import SERVER, Job, Method, Model, Result, Results, Round, Served, State
 
 
@@ -61,10 +62,11 @@ class Snapshot:
 
 @dataclass
 class Record:
-    """What is told of one round: rows for ``method.csv`` and lines for the log."""
+    """What is told of one round: rows for ``method.csv``, lines for the log, simulated seconds until its end."""
 
     reports: list[tuple[str, int | None, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    sim_seconds: float | None = None
 
 
 WITH_DATA = "server_data=share"
@@ -102,7 +104,9 @@ class Engine:
     server_start_steps: int = 0
 
     def __post_init__(self) -> None:
-        self.schedule = Schedule(self.federation.clients, self.rounds, self.federation.seed)
+        federation, count = self.federation, self.federation.work.count
+        steps = [count(federation.examples(client)) for client in range(federation.clients.number)]
+        self.schedule = Schedule(federation.clients, self.rounds, federation.seed, steps)
 
     def begin(self) -> Snapshot:
         """The snapshot before round 0, after the work that ``start=server`` asks for."""
@@ -161,7 +165,7 @@ class Engine:
             bad_rounds=bad,
             seconds=before.seconds + time.perf_counter() - began,
         )
-        return after, Record(turn.now.reports, turn.notes)
+        return after, Record(turn.now.reports, turn.notes, self.schedule.time(before.round))
 
 
 class _Turn:
@@ -182,7 +186,7 @@ class _Turn:
             index=self.index,
             total=engine.rounds,
             clients=[arrival.client for arrival in self.born],
-            cohort=self.federation.clients.cohort,
+            cohort=self.federation.clients.cohort_of(self.index),
             work=self.federation.work,
             seed=self.federation.seed,
             task=self.federation.tasks.at(self.index),
@@ -218,6 +222,7 @@ class _Turn:
         outcomes = self.run(jobs)
         counted_on: list[tuple[Job, Outcome]] = []
         waiting: dict[tuple[int, str], list[Arrival]] = {}
+        lost = 0
         for order, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True)):
             if job.participant == SERVER or job.is_measurement:
                 counted_on.append((job, outcome))
@@ -230,14 +235,18 @@ class _Turn:
                 arrival = waiting[key].pop(0)
             else:
                 arrival = Arrival(self.index, len(self.born) + order, job.participant)
-            result = self.sound(job, outcome)
+            lost += arrival.lost
+            result = None if arrival.lost else self.sound(job, outcome)
             upload = returned(job, outcome.result)
             self.in_flight.append(InFlight(arrival.round, arrival.slot, order, result, upload))
         due = sorted((r for r in self.in_flight if r.arrival == self.index), key=lambda r: (r.slot, r.order))
         self.in_flight = [r for r in self.in_flight if r.arrival > self.index]
         arrived = Results(r.result for r in due if r.result is not None)
         self.costs = self.costs.plus(bytes_up=sum(r.upload for r in due if r.result is not None))
-        if due and not arrived:
+        if lost:
+            self.notes.append(f"round {self.index + 1}: results lost on the way: {lost}")
+        # Where everybody has dropped out, a method that asked nobody else has nothing to go on with.
+        if not arrived and (due or not (counted_on or self.engine.schedule.due(self.index))):
             raise _Abandoned("no client's result came back")
         # Last, because one that is not usable ends the round, and those that arrive later must be on their way by then.
         return Results([*arrived, *(self.deliver(job, outcome) for job, outcome in counted_on)])
@@ -287,11 +296,21 @@ class _Turn:
             if sender != receiver:
                 self.costs = self.costs.plus(**{_channel(sender, receiver): sent(*parcel)})
         outcomes = self.engine.executor.run(self.federation.bench, tasks)
+        outcomes = [self.told(task, outcome) for task, outcome in zip(tasks, outcomes, strict=True)]
         for job, outcome in zip(jobs, outcomes, strict=True):
             passes = TRAINING_PASSES * outcome.trained + outcome.measured
             macs = passes * self.federation.macs_at(job.width) + outcome.mapped
             self.costs = self.costs.work(job.participant, macs, outcome.result.steps)
         return outcomes
+
+    def told(self, task: Task, outcome: Outcome) -> Outcome:
+        """What the participant says it found: some send noise instead of their update."""
+        job, role = task.job, self.federation.roles.get(task.job.participant)
+        if role != "random_updates" or job.is_measurement or job.returns != "all":
+            return outcome
+        # The task's own seed tells apart all jobs of a run.
+        rng = stream(self.federation.seed, "random updates", task.torch_seed)
+        return replace(outcome, result=random_update(outcome.result, self.federation.clients.random_scale, rng))
 
     def task(self, job: Job) -> Task:
         self.move_raw_data(job)
@@ -375,12 +394,15 @@ def check_method(method: Method, federation: Federation, topology: str, name: st
         ways = {"server_own_labels": WITH_OWN_LABELS, "server_data": WITH_DATA, "server_labels": labels_by}
         hint = next((f"; try {way}" for need, way in ways.items() if need in missing), "")
         raise Unsuitable(key, f"{name} requires {' and '.join(sorted(missing))}, which is not there{hint}.")
-    delay = federation.clients.delay
-    if delay > 0 and not method.asynchronous:
+    clients = federation.clients
+    option, value, punctual = ("delay", clients.delay, "0")
+    if clients.concurrency is not None:
+        option, value, punctual = ("concurrency", clients.concurrency, "null")
+    if value > 0 and not method.asynchronous:
         raise Unsuitable(
-            "clients.delay",
-            f"got {delay:g}, but {name} is synchronous; nearest valid value: 0, or an asynchronous method such as "
-            "baseline=fedbuff.",
+            f"clients.{option}",
+            f"got {value:g}, but {name} is synchronous; nearest valid value: {punctual}, or an asynchronous method such "
+            "as baseline=fedbuff.",
         )
     if topology != method.topology:
         raise Unsuitable("topology", f"got {topology}, but {name} works on a {method.topology}; try topology=auto.")

@@ -34,6 +34,7 @@ METRICS = (
     "inference_macs",
     *(f.name for f in fields(Costs)),
     "seconds",
+    "sim_seconds",
 )
 REPORTS = ("round", "name", "participant", "value")
 CLIENTS = ("round", "client", "accuracy", "loss", "examples")
@@ -171,7 +172,8 @@ class _Attempt:
         if not last and after.round % self.plan.settings.evaluate_every:
             return None
         scores = evaluator.score(after.state, after.round, last)
-        costs: Row = asdict(after.costs) | {"seconds": round(after.seconds, 3)}
+        clock = None if record.sim_seconds is None else round(record.sim_seconds, 6)
+        costs: Row = asdict(after.costs) | {"seconds": round(after.seconds, 3), "sim_seconds": clock}
         self.clients.append(after.round, [row | self._told(record, row["client"]) for row in scores.clients])
         self.metrics.append(after.round, [row | costs for row in scores.rows])
         return scores.accuracy()
@@ -226,8 +228,8 @@ class _Attempt:
 
         federation = self.plan.federation
         facts = {"digest": federation.split.digest, "data": federation.dataset.fingerprint}
-        shares = federation.split.to_json()
-        return json.dumps(facts | {"noisy_clients": federation.noisy_clients} | shares) + "\n"
+        special = {"noisy_clients": federation.noisy_clients, "roles": federation.roles}
+        return json.dumps(facts | special | federation.split.to_json()) + "\n"
 
     def _status(self, status: str, done: int, error: str | None = None) -> None:
         write_status(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hybridfl.availability import Clients
+from hybridfl.behaviour import Role, spoil
 from hybridfl.costs import FlopCounter
 from hybridfl.data.augmentation import Augment
 from hybridfl.data.dataset import Dataset, Examples
@@ -142,19 +143,26 @@ class Federation:
         return {}
 
     @cached_property
+    def roles(self) -> dict[int, Role]:
+        """The clients that are held out, noisy or hostile."""
+        return self.clients.roles(self.seed)
+
+    @property
     def noisy_clients(self) -> list[int]:
-        return self.clients.noisy(self.seed)
+        """Those with random labels."""
+        return [client for client, role in self.roles.items() if role == "noisy_labels"]
 
     @cached_property
     def bench(self) -> Workbench:
-        """The net and the pool of training examples, noisy labels in place; labels nobody knows are -1."""
-        labels = self.pool.y.copy()
+        """The net and the pool of training examples, spoilt ones in place; labels nobody knows are -1."""
+        labels, x = self.pool.y.copy(), self._standardised(self.pool)
         if not self.provides & {"server_labels", "server_own_labels"}:
             labels[np.concatenate([self.split.server_train, self.split.server_val])] = -1
-        for client in self.noisy_clients:
+        for client, role in self.roles.items():
             owned = np.concatenate([self.owned(client, "train"), self.owned(client, "val")])
-            labels[owned] = stream(self.seed, "noisy labels", client).integers(self.classes, size=len(owned))
-        x, y = self._standardised(self.pool), torch.from_numpy(labels).to(self.device)
+            rng = stream(self.seed, role.replace("_", " "), client)
+            spoil(role, x, labels, owned, self.classes, self.clients.input_noise, rng)
+        y = torch.from_numpy(labels).to(self.device)
         if self.reads_test:
             x, y = (torch.cat(pair) for pair in zip((x, y), self.test, strict=True))
         return Workbench(self.net, x, y, self.chunk, self._other_widths)

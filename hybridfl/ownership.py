@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from hybridfl.behaviour import Role
 from hybridfl.data.dataset import IntArray
 from hybridfl.data.split import Drawn
 
@@ -19,7 +20,7 @@ COLUMNS = 20
 """Classes with a column each; of more, the table tells how many an owner has and which is the largest."""
 
 
-def ownership(drawn: Drawn, noisy: Collection[int] = (), rows: int | None = ROWS) -> str:
+def ownership(drawn: Drawn, roles: Mapping[int, Role], rows: int | None = ROWS) -> str:
     """Sizes, domains and classes of the server and the first ``rows`` clients (``None``: all), as lines of text."""
     dataset, split, pool = drawn.dataset, drawn.split, drawn.pool
     clients = len(split.clients_train)
@@ -46,7 +47,7 @@ def ownership(drawn: Drawn, noisy: Collection[int] = (), rows: int | None = ROWS
         add(name, split.server_train, split.server_val, tested, labels == "labelled")
     shown = clients if rows is None else min(rows, clients)
     for client in range(shown):
-        name = f"{client} (noisy)" if client in noisy else str(client)
+        name = f"{client} ({roles[client].replace('_', ' ')})" if client in roles else str(client)
         add(name, split.clients_train[client], split.clients_val[client], len(split.clients_test[client]))
     if shown < clients:
         table.caption = f"and {clients - shown} more clients"

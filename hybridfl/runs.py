@@ -20,7 +20,7 @@ from typing import Any
 from hybridfl.errors import ConfigError, DataError, HybridflError, nearest
 
 BYTES = ("bytes_up", "bytes_down", "bytes_peer")
-COSTS = (*BYTES, "macs", "server_macs", "local_steps", "seconds")
+COSTS = (*BYTES, "macs", "server_macs", "local_steps", "seconds", "sim_seconds")
 SHOWN = ("global", "clients", "served")
 ABSENT = object()
 """The value of a config key that a run does not have (``None`` is a value of its own)."""

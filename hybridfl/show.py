@@ -71,7 +71,11 @@ def _costs(shown: Run) -> dict[str, str]:
             for name in ("macs", "server_macs", "local_steps")
             if math.isfinite(cost[name])
         ),
-        "time": f"{cost['seconds']:.1f} s" if math.isfinite(cost["seconds"]) else "",
+        "time": ", ".join(
+            f"{cost[name]:.1f} s{simulated}"
+            for name, simulated in (("seconds", ""), ("sim_seconds", " simulated"))
+            if math.isfinite(cost[name])
+        ),
     }
     return texts
 

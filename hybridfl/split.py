@@ -33,8 +33,8 @@ def show(composed: Composed, out: Path | None = None, every: bool = False) -> st
     settings, _ = settings_of(composed)
     drawn = draw(composed, settings)
     dataset = drawn.dataset
-    noisy = settings.clients.noisy(settings.seed)
-    lines = [*_facts(drawn), "", ownership(drawn, noisy, None if every else ROWS)]
+    roles = settings.clients.roles(settings.seed)
+    lines = [*_facts(drawn), "", ownership(drawn, roles, None if every else ROWS)]
     if out is not None:
         partitioning = composed.config["partitioning"]
         plain = {k: v for k, v in partitioning.items() if k != "_target_" and v is not None and not isinstance(v, dict)}

@@ -220,8 +220,8 @@ class Round:
         index: 0, 1, ….
         total: number of rounds of the run.
         clients: the clients that start working now, from the present model, in the order in which their results arrive.
-            With a delay the same client may be there twice, and in some rounds nobody is.
-        cohort: number of client results that arrive in every round.
+            With a delay or an event queue the same client may be there twice, and in some rounds nobody is.
+        cohort: number of client results that are due in this round; fewer arrive where clients drop out or fail.
         work: the run's local work (``client_optimizer``).
         seed: of the run.
         task: number of the task in the stream; 0 without one.
@@ -255,7 +255,7 @@ class Method(Protocol):
 
     Attributes:
         requires: what it needs of the federation, such as ``"server_data"`` and ``"server_labels"``.
-        asynchronous: whether it can use results that arrive late (``clients.delay`` > 0).
+        asynchronous: whether it can use results that arrive late (``clients.delay`` > 0 or ``clients.concurrency``).
         topology: ``"star"`` for a server and its clients.
         moves_raw_data: whether examples leave their owner; tables mark such methods.
         upper_bound: whether test data are read, which makes the method an upper bound; tables mark such methods.

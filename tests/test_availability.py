@@ -1,17 +1,20 @@
-"""The schedule: who arrives when, and when they were born."""
+"""Who is there in which round, who arrives when, and when they were born."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridfl.availability import Arrival, Clients, Schedule
+from hybridfl.availability import Clients, Cycle
 from hybridfl.build import build
 from hybridfl.errors import ConfigError
+from hybridfl.schedule import Arrival, Schedule
 
 
 def births(clients: Clients, rounds: int, seed: int = 0) -> list[tuple[int, Arrival]]:
@@ -41,6 +44,16 @@ def test_each_round_consumes_exactly_a_cohort(number: int, cohort: int, delay: f
     for t in range(rounds):
         order = [(arrival.round, arrival.slot) for born, arrival in seen if born == t]
         assert order == sorted(order)
+
+
+def test_the_schedules_of_before_there_were_other_options() -> None:
+    assert [(t, *arrival[:3]) for t, arrival in births(Clients(number=9, per_round=0.34, delay=2.0), 4, seed=7)] == [
+        *((0, 0, 0, 6), (0, 0, 1, 3), (0, 0, 2, 0), (0, 1, 1, 5), (0, 1, 2, 0), (0, 3, 1, 2)),
+        *((1, 1, 0, 6), (1, 2, 1, 0), (1, 2, 2, 8), (1, 3, 0, 4), (2, 2, 0, 1), (2, 3, 2, 5)),
+    ]
+    assert [arrival.client for _, arrival in births(Clients(), 2)] == [39, 49, 11, 8, 40, 38, 45, 16, 22, 12]
+    text = repr([(t, *arrival[:3]) for t, arrival in births(Clients(number=30, per_round=4, delay=3.0), 200, seed=5)])
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "8710648f482e53e5"
 
 
 def test_no_delay_is_the_synchronous_round() -> None:
@@ -107,18 +120,133 @@ def test_a_cohort_is_a_number_or_a_fraction(number: int, per_round: float, cohor
         ("delay", math.inf),
         ("noisy_labels", 1.1),
         ("validation", 1.0),
+        ("per_round", {0: 0}),
+        ("held_out", -1),
+        ("held_out", [1, 1]),
+        ("concurrency", 0),
+        ("concurrency", 51),
+        ("dropout", 1.5),
+        ("failure", -0.5),
+        ("random_scale", -1.0),
+        ("assign", "random"),
+        ("timing", 3),
     ],
 )
-def test_impossible_clients_are_refused_under_their_key(key: str, value: float) -> None:
+def test_impossible_clients_are_refused_under_their_key(key: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         build({"_target_": "hybridfl.availability.Clients", key: value}, "clients")
+    assert caught.value.key.removesuffix(".0") == f"clients.{key}"
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "problem"),
+    [
+        (
+            {"per_round": 5, "cycle": {"groups": 5}},
+            "per_round",
+            "got 5, but only 2 clients are available",
+        ),
+        ({"per_round": 8, "held_out": 3}, "per_round", "got 8, but only 7 .* nearest valid value: 7"),
+        ({"per_round": {0: 5, 3: 11}}, "per_round.3", "got 11, but there are 10 clients; nearest valid value: 10"),
+        ({"per_round": {0: 5, 3: 1.5}}, "per_round.3", "got 1.5: must be at most 1"),
+        ({"per_round": {4: 2, 7: 3}}, "per_round", "got {4: 2, 7: 3}: .* nearest valid value: {0: 2}"),
+        ({"per_round": {}}, "per_round", "got {}: .* nearest valid value: {0: 5}"),
+        ({"per_round": {0: 2, "x": 3}}, "per_round", "got 'x' for the round .* nearest valid value: 0"),
+        ({"per_round": {0: 2, 1.5: 3}}, "per_round", r"got 1\.5 for the round"),
+        ({"per_round": {0: 2, -3: 3}}, "per_round", "got -3 for the round"),
+        ({"per_round": {0: 2, True: 3}}, "per_round", "got True for the round"),
+        ({"cycle": {"groups": 11}}, "cycle.groups", "got 11, but 10 clients train; nearest valid value: 10"),
+        ({"held_out": 10}, "held_out", "got 10: none of 10 clients is left to train; nearest valid value: 9"),
+        ({"held_out": 1.0}, "held_out", "got 1.0: none of 10 clients is left"),
+        ({"held_out": [3, 10]}, "held_out", r"got \[3, 10\]: .* 0 to 9; nearest valid value: \[3, 9\]"),
+        ({"held_out": [3, 3]}, "held_out", r"got \[3, 3\]: .* nearest valid value: \[3\]"),
+        ({"held_out": [3, "x"]}, "held_out[1]", "got 'x': expected a whole number"),
+        ({"concurrency": 3, "delay": 1.5}, "concurrency", r"got 3 beside delay=1\.5: .* nearest valid value: null"),
+        ({"concurrency": 11}, "concurrency", "got 11, but there are 10 clients; nearest valid value: 10"),
+        ({"concurrency": 3, "per_round": 1, "cycle": {"groups": 4}}, "concurrency", "got 3, .* nearest valid value: 2"),
+        (
+            {"noisy_labels": 0.5, "flipped_labels": 0.3, "random_updates": 0.5},
+            "random_updates",
+            r"got 0\.5 beside noisy_labels=0\.5, flipped_labels=0\.3: .* nearest valid value: 0\.2",
+        ),
+        ({"timing": {"speeds": 11}}, "timing.speeds", "nearest valid value: 10"),
+        ({"timing": {"sped": 1}}, "timing.sped", "Did you mean 'speeds'"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_with_what_would(options: dict[str, Any], key: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem) as caught:
+        build({"_target_": "hybridfl.availability.Clients", "number": 10, "per_round": 2} | options, "clients")
     assert caught.value.key == f"clients.{key}"
 
 
-def test_noisy_clients_are_a_share_of_all() -> None:
-    clients = Clients(number=10, noisy_labels=0.3)
-    chosen = clients.noisy(seed=0)
-    assert len(set(chosen)) == 3
-    assert chosen == sorted(chosen) == clients.noisy(seed=0)
-    assert any(clients.noisy(seed) != chosen for seed in range(1, 5))
-    assert Clients(number=10).noisy(0) == []
+def test_shares_that_sum_to_one_are_all_clients() -> None:
+    shares = {"noisy_labels": 0.1, "flipped_labels": 0.2, "noisy_inputs": 0.3, "random_updates": 0.4}
+    assert len(Clients(number=10, **shares).roles(0)) == 10  # type: ignore[arg-type]
+
+
+# -- a schedule of sizes ---------------------------------------------------------------------------------------------
+
+
+def test_the_cohort_changes_with_the_round() -> None:
+    clients = Clients(number=20, per_round={7: 0.5, 0: 3, 4: 1})
+    sizes = [3] * 4 + [1] * 3 + [10] * 3
+    assert [clients.cohort_of(t) for t in range(10)] == sizes
+    assert clients.cohort == 10
+    counts = Counter(arrival.round for _, arrival in births(clients, 10))
+    assert [counts[t] for t in range(10)] == sizes
+    # What was drawn before the change is what is drawn without it.
+    assert births(clients, 4) == births(Clients(number=20, per_round=3), 4)
+
+
+def test_a_mapping_comes_from_the_command_line_as_it_is() -> None:
+    options = {"_target_": "hybridfl.availability.Clients", "per_round": {0: 5, 30: 0.2}}
+    assert build(options, "clients").per_round == {0: 5, 30: 0.2}
+
+
+# -- cycles ----------------------------------------------------------------------------------------------------------
+
+
+@given(number=st.integers(1, 30), groups=st.integers(1, 6), length=st.integers(1, 3), held_out=st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_a_block_is_available_in_its_turn(number: int, groups: int, length: int, held_out: int) -> None:
+    held_out = min(held_out, number - 1)
+    training = number - held_out
+    groups = min(groups, training)
+    clients = Clients(number=number, per_round=1.0, held_out=held_out, cycle=Cycle(groups, length))
+    trainers = clients.trainers(0)
+    assert len(trainers) == training
+    for t in range(2 * groups * length):
+        turn = t // length % groups
+        block = [client for i, client in enumerate(trainers) if groups * i // training == turn]
+        assert trainers[clients.block(t)] == block
+        assert clients.cohort_of(t) == len(block) <= clients.cohort
+        # A fraction of 1 is everybody who is there.
+        assert sorted(a.client for _, a in births(clients, t + 1) if a.round == t) == block
+
+
+def test_a_fraction_is_one_of_those_available() -> None:
+    clients = Clients(number=40, per_round=0.5, held_out=(0, 1, 2, 3), cycle=Cycle(groups=3))
+    assert {clients.cohort_of(t) for t in range(6)} == {6}
+
+
+# -- held out --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("held_out", "count"), [(0, 0), (3, 3), (0.25, 3), ((4, 0), 2)])
+@pytest.mark.parametrize("concurrency", [None, 6])
+def test_clients_held_out_never_train(held_out: Any, count: int, concurrency: int | None) -> None:
+    clients = Clients(number=12, per_round=4, held_out=held_out, concurrency=concurrency)
+    for seed in range(3):
+        chosen = clients.held_out_clients(seed)
+        assert len(chosen) == len(set(chosen)) == count
+        assert chosen == sorted(chosen)
+        seen = {arrival.client for _, arrival in births(clients, 60, seed)}
+        assert seen == set(range(12)) - set(chosen)
+
+
+def test_which_clients_are_held_out() -> None:
+    assert Clients(number=12, held_out=(4, 0)).held_out_clients(5) == [0, 4]
+    drawn = [tuple(Clients(number=12, held_out=3).held_out_clients(seed)) for seed in range(10)]
+    assert len(set(drawn)) > 5
+    # One more held out leaves the others held out.
+    assert set(drawn[0]) < set(Clients(number=12, held_out=4).held_out_clients(0))

@@ -256,6 +256,23 @@ def test_containers_that_do_not_fit(value: Any, annotation: Any, key: str) -> No
     assert caught.value.key == key
 
 
+@pytest.mark.parametrize(
+    ("value", "key", "text"),
+    [
+        ({0: 1, 3: "x"}, "key.3", "got 'x': expected a whole number"),
+        ([0.5, "x"], "key[1]", "got 'x': expected a number"),
+        ("x", "key", "got 'x': expected a whole number"),
+    ],
+)
+def test_a_container_in_a_choice_of_types_is_refused_for_what_is_in_it(value: Any, key: str, text: str) -> None:
+    annotation = int | float | tuple[float, ...] | Mapping[int, int] | None
+    with pytest.raises(ConfigError, match=text) as caught:
+        convert(value, annotation, "key")
+    assert caught.value.key == key
+    assert convert([1], annotation, "key") == (1.0,)
+    assert convert({0: 1}, annotation, "key") == {0: 1}
+
+
 @pytest.mark.parametrize("value", [3, "x", None, {"a": 1}])
 def test_an_object_needs_a_target(value: Any) -> None:
     with pytest.raises(ConfigError, match=r"^key: got .*expected a config group with a _target_"):

@@ -66,22 +66,11 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def node(group: str, name: str) -> dict[str, Any]:
-    """A file with what its defaults list brings in."""
-    loaded = yaml.safe_load(choices(group)[name].read_text())
-    assert isinstance(loaded, dict)
-    whole: dict[str, Any] = {}
-    for entry in loaded.pop("defaults", []):
-        if isinstance(entry, str):
-            whole |= {} if entry == "_self_" else node(group, entry)
-            continue
-        ((place, choice),) = entry.items()
-        other, _, key = place.removeprefix("/").partition("@")
-        inside = whole
-        *parents, last = key.split(".")
-        for parent in parents:
-            inside = inside.setdefault(parent, {})
-        inside[last] = node(other, choice)
-    return whole | loaded
+    """The node that a file makes, with what it takes from another file of the group."""
+    with Composer() as composer:
+        composed = composer.compose([f"{group}={name}"]).config[group]
+    assert isinstance(composed, dict)
+    return composed
 
 
 def write_images(folder: Path) -> None:
@@ -125,6 +114,8 @@ def test_two_rounds_of_every_file(group: str, name: str) -> None:
     if (group, name) == ("partitioning", "file"):
         Path("owners.json").write_text(json.dumps([list(range(client, 190, 5)) for client in range(5)]))
         line += ["partitioning.path=owners.json", "server_data.examples=10"]
+    if (group, name) == ("clients", "event_queue"):
+        line += ["clients.concurrency=3"]  # Feddle is asynchronous
     if (group, name) == ("server_data", "none"):
         line += ["baseline=fedavg"]  # Feddle needs server data
     run = done(*line, "ui=none")

@@ -13,12 +13,14 @@ import torch
 from hybridfl import params as P
 from hybridfl import probes
 from hybridfl.checkpoints import pack
+from hybridfl.costs import Costs
 from hybridfl.engine import Unsuitable
 from hybridfl.errors import HybridflError
 from hybridfl.experiment import packed
 from hybridfl.federation import Federation
 from hybridfl.methods.base import Facts
 from hybridfl.params import nbytes
+from hybridfl.schedule import Schedule
 from hybridfl.types import SERVER, Job, Model, Results, Round, Served, State, View
 
 
@@ -222,6 +224,133 @@ def test_a_dropped_client_of_a_later_yield_is_missed_there(punctual: Any) -> Non
     assert "no client's result came back" in record.notes[-1]
 
 
+# -- clients that drop out or fail -------------------------------------------------------------------------------------
+
+
+def totals(costs: Costs) -> tuple[int, int, int]:
+    return costs.bytes_down, costs.local_steps, costs.bytes_up
+
+
+def test_who_drops_out_costs_nothing() -> None:
+    plan = helpers.plan("baseline=fedbuff", "clients.dropout=0.4", "clients.per_round=5", "rounds=8")
+    engine = helpers.engine_of(plan, Diary())
+    seen, size = helpers.snapshots(engine), model_bytes(plan)
+    counts = [len(engine.schedule.born(t)) for t in range(8)]
+    assert 0 < min(counts) < max(counts) <= 5
+    for t, arrived in enumerate(seen[-1].state["rounds"]):
+        assert [client for client, _, _ in arrived] == [a.client for a in engine.schedule.born(t)]
+        steps = sum(plan.federation.work.count(plan.federation.examples(a.client)) for a in engine.schedule.born(t))
+        before, after = totals(seen[t].costs), totals(seen[t + 1].costs)
+        assert [b - a for a, b in zip(before, after, strict=True)] == [counts[t] * size, steps, counts[t] * size]
+
+
+@pytest.mark.parametrize("method", ["fedavg", "local_only", "fedavg_server_finetune"])
+def test_if_everybody_drops_out_before_the_round_the_state_stays(method: str) -> None:
+    plan = helpers.plan(f"baseline={method}", "clients.dropout=1", "rounds=5")
+    engine = helpers.engine_of(plan)
+    snapshot = begun = engine.begin()
+    for t in range(5):  # more often than max_bad_rounds: nothing has diverged
+        snapshot, record = engine.step(snapshot)
+        assert record.notes == [f"round {t + 1}: no client's result came back; the state stays as it was"]
+    assert helpers.identical(snapshot.state, begun.state)
+    assert (snapshot.bad_rounds, snapshot.costs) == (0, begun.costs)
+
+
+def test_a_round_that_nobody_reaches_keeps_those_on_their_way_to_others() -> None:
+    plan = helpers.plan(
+        "baseline=fedbuff", "clients.dropout=0.5", "clients.per_round=1", "clients.delay=2", "rounds=30"
+    )
+    engine = helpers.engine_of(plan, Diary())
+    seen = helpers.snapshots(engine)
+    missed = [t for t in range(30) if engine.schedule.due(t) == 0]
+    assert 5 < len(missed) < 25
+    assert any(engine.schedule.born(t) for t in missed)
+    assert len(seen[-1].state["rounds"]) == 30 - len(missed)
+    for t in range(30):
+        assert (seen[t + 1].state is seen[t].state) == (t in missed)
+
+
+@pytest.mark.parametrize("method", ["server_only", "oracle"])
+def test_who_needs_no_client_goes_on(method: str) -> None:
+    with_clients, alone = (
+        helpers.snapshots(helpers.plan(f"baseline={method}", f"clients.dropout={p}").engine())[-1] for p in (0, 1)
+    )
+    assert helpers.identical(with_clients.state, alone.state)
+
+
+def test_the_server_goes_on_alone_where_it_was_given_work(punctual: Any) -> None:
+    plan = helpers.plan("baseline=fedavg", "clients.dropout=1")
+    after, record = (engine := helpers.engine_of(plan, Diary(server=True))).step(engine.begin())
+    assert [client for client, _, _ in after.state["rounds"][0]] == [SERVER]
+    assert record.notes == []
+
+
+@pytest.mark.parametrize("kind", ["clients.delay=0", "clients.delay=2", "clients.concurrency=4"])
+def test_a_lost_result_costs_all_but_the_upload_and_is_never_seen(kind: str) -> None:
+    line = ("baseline=fedbuff", "rounds=8", "clients.per_round=3", kind)
+    plan = helpers.plan(*line, "clients.failure=0.4")
+    engine = helpers.engine_of(plan, Diary())
+    whole = helpers.snapshots(helpers.engine_of(helpers.plan(*line), Diary()))
+    begun, seen = engine.begin(), []
+    snapshot, size, told = begun, model_bytes(plan), 0
+    for t in range(8):
+        snapshot, record = engine.step(snapshot)
+        seen.append(snapshot)
+        lost = sum(arrival.lost for arrival in engine.schedule.born(t))
+        told += lost
+        assert ([f"round {t + 1}: results lost on the way: {lost}"] if lost else []) == record.notes[: lost > 0]
+    due = [a for t in range(8) for a in engine.schedule.born(t)]
+    assert told == sum(arrival.lost for arrival in due) > 3
+    for mine, theirs in zip(seen, whole[1:], strict=True):
+        assert totals(mine.costs)[:2] == totals(theirs.costs)[:2]
+        assert mine.costs.macs == theirs.costs.macs
+        arrived = sum(not arrival.lost and arrival.round < mine.round for arrival in due)
+        assert mine.costs.bytes_up == arrived * size
+    empty = {t for t in range(8) if all(a.lost for a in due if a.round == t)}
+    expected = [[a.client for a in sorted(due) if a.round == t and not a.lost] for t in range(8) if t not in empty]
+    assert [[client for client, _, _ in arrived] for arrived in seen[-1].state["rounds"]] == expected
+    assert seen[-1].bad_rounds == 0
+
+
+# -- the event queue -------------------------------------------------------------------------------------------------
+
+
+def test_the_queue_sends_the_model_of_the_round_under_way() -> None:
+    line = ("clients.concurrency=4", "clients.timing.speeds=1", "clients.timing.step=0.1", "clients.per_round=2")
+    plan = helpers.plan("baseline=fedbuff", "rounds=12", *line)
+    engine = helpers.engine_of(plan, Diary())
+    snapshot, ends = engine.begin(), []
+    for _ in range(12):
+        snapshot, record = engine.step(snapshot)
+        ends.append(record.sim_seconds)
+    federation = plan.federation
+    steps = [federation.work.count(federation.examples(client)) for client in range(5)]
+    schedule = Schedule(federation.clients, 12, federation.seed, steps)
+    born = [(t, arrival) for t in range(12) for arrival in schedule.born(t)]
+    for round in range(12):
+        due = sorted((arrival.slot, arrival.client, t) for t, arrival in born if arrival.round == round)
+        assert snapshot.state["rounds"][round] == [[client, t, float(t)] for _, client, t in due]
+    assert ends == [schedule.time(t) for t in range(12)] == sorted(ends)
+    assert len(set(steps)) > 1
+    assert ends != [Schedule(federation.clients, 12, federation.seed).time(t) for t in range(12)]
+
+
+def test_a_method_is_told_the_cohort_of_its_round() -> None:
+    class Sizes(Diary):
+        def round(self, state: State, now: Round) -> Generator[list[Job], Results, State]:
+            now.report("cohort", now.cohort)
+            return (yield from super().round(state, now))
+
+    plan = helpers.plan("baseline=fedavg", "clients.per_round={0:2,2:1.0}", "clients.held_out=1")
+    engine = helpers.engine_of(plan, Sizes())
+    snapshot, told = engine.begin(), []
+    for _ in range(3):
+        snapshot, record = engine.step(snapshot)
+        told.append([value for name, _, value in record.reports if name in ("cohort", "arrived")])
+    assert told == [[2, 2], [2, 2], [4, 4]]
+    assert helpers.plan("clients.per_round={0:2,2:1.0}").method.init(plan.federation)["size"] == 6 * 4
+
+
 # -- purity ----------------------------------------------------------------------------------------------------------
 
 
@@ -378,6 +507,7 @@ def test_a_start_that_diverges_is_said() -> None:
     ("overrides", "key"),
     [
         (["baseline=fedavg", "clients.delay=1"], "clients.delay"),
+        (["baseline=fedavg", "clients.concurrency=1"], "clients.concurrency"),
         (["baseline=server_only", "server_data=none"], "server_data"),
     ],
 )

@@ -29,6 +29,21 @@ def test_rows_of_all_runs_with_their_keys(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(frame("outputs", table="clients")) == 2 * 2 * 4
 
 
+def test_a_run_from_before_a_column_has_nothing_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = ["baseline=fedavg", "rounds=1", "clients.number=4", "clients.per_round=2", "ui=none"]
+    assert main(["train", "-m", *line, "seed=0,1"]) == 0
+    older, newer = (Path("outputs/runs") / name for name in sorted(frame().run.unique()))
+    lines = (older / "metrics.csv").read_text().splitlines()
+    assert lines[0].endswith(",seconds,sim_seconds")
+    (older / "metrics.csv").write_text("".join(f"{line.rpartition(',')[0]}\n" for line in lines))
+    times = frame().set_index("run").sim_seconds
+    assert times[older.name].isna().all()
+    assert (times[newer.name] == 1).all()
+    assert main(["compare", "--metric", "sim_seconds"]) == 0
+    assert main(["show", older.name]) == 0
+
+
 def test_a_path_without_runs_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere"):
         frame(tmp_path / "nowhere")

@@ -100,6 +100,27 @@ def test_every_method_continues_where_it_was_interrupted(
     assert "differently" not in (run / "log.txt").read_text()
 
 
+def test_clients_of_every_kind_continue_where_they_were_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = (
+        *(*TINY, "rounds=9", "baseline=fedbuff", "clients.number=10", "clients.per_round={0:2,4:1}"),
+        *("clients.concurrency=4", "clients.timing.speeds=1", "clients.failure=0.3", "clients.dropout=0.2"),
+        *("clients.cycle.groups=2", "clients.cycle.rounds=2", "clients.held_out=1"),
+        *("clients.random_updates=0.3", "clients.noisy_inputs=0.2"),
+    )
+    once = done(*line, "output_dir=once")
+    for round in (3, 6):
+        _, run = interrupted(monkeypatch, round, *line)
+    assert done(*line) == run
+    assert tables(run) == tables(once)
+    log = (run / "log.txt").read_text()
+    assert log.count("continues after round") == 2
+    assert "results lost on the way" in log
+    assert "differently" not in log
+    ends = {int(row["round"]): float(row["sim_seconds"]) for row in rows(run / "metrics.csv")}
+    assert list(ends.values()) == sorted(ends.values())
+    assert len(set(ends.values())) == 9
+
+
 def test_the_start_on_the_server_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
     line = (*TINY, "baseline=fedavg", "start=server", "start_steps=20")
     once = done(*line, "output_dir=once")

@@ -66,6 +66,15 @@ def test_everything_about_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ]
 
 
+def test_simulated_time_is_shown_where_there_is_any(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = METRICS.splitlines()
+    extended = [f"{lines[0]},sim_seconds", f"{lines[1]},40.5", f"{lines[3]},81.25"]
+    make(tmp_path, "abc", "\n".join(extended) + "\n")
+    assert "time       3.0 s, 81.2 s simulated\n" in printed(capsys, "abc", "--output-dir", str(tmp_path))
+    make(tmp_path, "def", "\n".join([extended[0], f"{lines[1]},"]) + "\n")
+    assert "time       1.5 s\n" in printed(capsys, "def", "--output-dir", str(tmp_path))
+
+
 def test_a_failed_run_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(tmp_path, "abc", metrics=None, status="failed", round=0, error="clients.number: 0 is\ntoo few")
     text = printed(capsys, "abc", "--output-dir", str(tmp_path))

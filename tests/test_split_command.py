@@ -50,10 +50,12 @@ def test_the_split_shown_is_the_one_a_run_uses() -> None:
 
 
 def test_the_table_is_that_of_a_dry_run() -> None:
-    line = (*TINY, "clients.noisy_labels=0.4")
+    line = (*TINY, "clients.noisy_labels=0.4", "clients.random_updates=0.2", "clients.held_out=[3]")
     table = cells(call("split", *line).out)
     assert table == cells(call("train", "--dry-run", *line).out)
-    assert sum(owner.endswith("(noisy)") for owner in table) == 2
+    assert sum(owner.endswith("(noisy labels)") for owner in table) == 2
+    assert sum(owner.endswith("(random updates)") for owner in table) == 1
+    assert list(table)[4] == "3 (held out)"
 
 
 def test_words_say_who_has_how_much() -> None:
