@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from hybridfl.kept import without
 from hybridfl.params import nbytes, tensors
 from hybridfl.types import SERVER, Job, Result
 
@@ -42,24 +44,32 @@ class Costs:
         return self.plus(macs=macs, local_steps=steps)
 
 
-def sent(*jobs: Job) -> int:
-    """Bytes that a participant must be sent to start its jobs: what it does not hold, each tensor once."""
-    return nbytes(tensors([_needed(job) for job in jobs]))
+def sent(*jobs: Job, kept: Collection[str] = ()) -> int:
+    """Bytes that a participant must be sent to start its jobs: what it does not hold, each tensor once.
+
+    Args:
+        kept: names of the start's tensors that every participant keeps to itself.
+    """
+    return nbytes(tensors([_needed(job, kept) for job in jobs]))
 
 
-def _needed(job: Job) -> list[Any]:
-    start = [] if job.source is None else [job.start]
+def _needed(job: Job, kept: Collection[str]) -> list[Any]:
+    start = [] if job.source is None else [without(job.start, kept)]
     named = {**job.frozen, **job.ctx, "optimizer_state": job.optimizer_state}
     return [*start, *(value for name, value in named.items() if name not in job.held)]
 
 
-def returned(job: Job, result: Result) -> int:
-    """Bytes that come back: the trained model unless the job was a measurement, statistics, optimiser state."""
+def returned(job: Job, result: Result, kept: Collection[str] = ()) -> int:
+    """Bytes that come back: the trained model unless the job was a measurement, statistics, optimiser state.
+
+    Args:
+        kept: names of the model's tensors that the participant keeps to itself.
+    """
     if job.returns == "nothing":
         return 0
     if job.returns == "probes":
         return nbytes(tensors([result.probes]))
-    model = [] if job.is_measurement else [result.model]
+    model = [] if job.is_measurement else [without(result.model, kept)]
     state = None if "optimizer_state" in job.held else result.optimizer_state
     return nbytes(tensors([*model, result.probes, state]))
 

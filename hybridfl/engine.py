@@ -20,7 +20,8 @@ from hybridfl.costs import Costs, returned, sent
 from hybridfl.errors import ConfigError, HybridflError
 from hybridfl.executors import Executor
 from hybridfl.federation import Federation
-from hybridfl.local import TRAINING_PASSES, Outcome, Task
+from hybridfl.kept import Kept, as_seen, keeping, own, picked
+from hybridfl.local import Outcome, Task
 from hybridfl.optimizers import LocalWork
 from hybridfl.rng import stream, torch_seed
 from hybridfl.schedule import Arrival, Schedule
@@ -47,6 +48,7 @@ class Snapshot:
         state: the method's.
         in_flight: results that arrive later.
         moved: ``(owner, participant, split)`` of raw examples that have been sent already.
+        kept: tensors that participants keep to themselves.
         bad_rounds: consecutive rounds with a non-finite result, up to now.
         seconds: time spent in rounds, evaluation left out, over all attempts to continue.
     """
@@ -56,6 +58,7 @@ class Snapshot:
     in_flight: tuple[InFlight, ...] = ()
     costs: Costs = field(default_factory=Costs)
     moved: tuple[tuple[int, int, str], ...] = ()
+    kept: Kept = field(default_factory=dict)
     bad_rounds: int = 0
     seconds: float = 0.0
 
@@ -119,7 +122,7 @@ class Engine:
         if not math.isfinite(outcome.result.loss) or not P.all_finite(outcome.result.model):
             raise HybridflError("start=server diverged; try a smaller client_optimizer.lr.")
         federation.start = outcome.result.model
-        macs = TRAINING_PASSES * outcome.trained * federation.forward_macs
+        macs = federation.macs_of(outcome.passes)
         return Snapshot(0, self.method.init(federation), costs=Costs().work(SERVER, macs, steps))
 
     def checked(self, state: Any) -> State:
@@ -162,6 +165,7 @@ class Engine:
             in_flight=tuple(turn.in_flight),
             costs=turn.costs,
             moved=tuple(sorted(turn.moved)),
+            kept=turn.kept,
             bad_rounds=bad,
             seconds=before.seconds + time.perf_counter() - began,
         )
@@ -178,6 +182,7 @@ class _Turn:
         self.in_flight = list(before.in_flight)
         self.costs = before.costs
         self.moved = set(before.moved)
+        self.kept = before.kept
         self.notes: list[str] = []
         self.bad = False
         self.born = engine.schedule.born(self.index)
@@ -237,7 +242,7 @@ class _Turn:
                 arrival = Arrival(self.index, len(self.born) + order, job.participant)
             lost += arrival.lost
             result = None if arrival.lost else self.sound(job, outcome)
-            upload = returned(job, outcome.result)
+            upload = returned(job, outcome.result, self.federation.kept_names)
             self.in_flight.append(InFlight(arrival.round, arrival.slot, order, result, upload))
         due = sorted((r for r in self.in_flight if r.arrival == self.index), key=lambda r: (r.slot, r.order))
         self.in_flight = [r for r in self.in_flight if r.arrival > self.index]
@@ -287,21 +292,38 @@ class _Turn:
         return None
 
     def run(self, jobs: list[Job]) -> list[Outcome]:
-        tasks = [self.task(job) for job in jobs]
+        names = self.federation.kept_names
+        tasks = [self.task(self.at_home(job)) for job in jobs]
         # A participant that is sent the same tensors for two jobs in one yield gets them once.
         parcels: dict[tuple[int, int], list[Job]] = defaultdict(list)
         for job in jobs:
             parcels[(SERVER if job.source is None else job.source, job.participant)].append(job)
         for (sender, receiver), parcel in parcels.items():
             if sender != receiver:
-                self.costs = self.costs.plus(**{_channel(sender, receiver): sent(*parcel)})
+                self.costs = self.costs.plus(**{_channel(sender, receiver): sent(*parcel, kept=names)})
         outcomes = self.engine.executor.run(self.federation.bench, tasks)
+        if names:
+            outcomes = [self.keep(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
         outcomes = [self.told(task, outcome) for task, outcome in zip(tasks, outcomes, strict=True)]
         for job, outcome in zip(jobs, outcomes, strict=True):
-            passes = TRAINING_PASSES * outcome.trained + outcome.measured
-            macs = passes * self.federation.macs_at(job.width) + outcome.mapped
+            macs = self.federation.macs_of(outcome.passes) + outcome.mapped
             self.costs = self.costs.work(job.participant, macs, outcome.result.steps)
         return outcomes
+
+    def at_home(self, job: Job) -> Job:
+        """The job as its participant does it: from what it has kept to itself."""
+        if not self.federation.kept_names or job.participant == SERVER:
+            return job
+        return replace(job, start=own(job.start, self.kept, job.participant, job.tag))
+
+    def keep(self, job: Job, outcome: Outcome) -> Outcome:
+        """The outcome as the method sees it; what the participant keeps to itself is remembered."""
+        if job.participant == SERVER:
+            return outcome
+        names, result = self.federation.kept_names, outcome.result
+        if not job.is_measurement:
+            self.kept = keeping(self.kept, job.participant, job.tag, picked(result.model, names))
+        return replace(outcome, result=as_seen(job, result, names))
 
     def told(self, task: Task, outcome: Outcome) -> Outcome:
         """What the participant says it found: some send noise instead of their update."""
@@ -335,7 +357,7 @@ class _Turn:
 
     def pay_upload(self, job: Job, result: Result) -> None:
         if job.participant != SERVER:
-            self.costs = self.costs.plus(bytes_up=returned(job, result))
+            self.costs = self.costs.plus(bytes_up=returned(job, result, self.federation.kept_names))
 
 
 def task_of(federation: Federation, job: Job, round: int, rounds: int, occurrence: int) -> Task:
@@ -346,7 +368,8 @@ def task_of(federation: Federation, job: Job, round: int, rounds: int, occurrenc
         occurrence: how many jobs of the same participant and tag came before in the round.
     """
     work: LocalWork = job.work or federation.work
-    federation.net_at(job.width)  # so that the bench has it
+    for width in (job.width, *job.inner_widths):
+        federation.net_at(width)  # so that the bench has it
     rows = federation.rows(job.participant, job.view, round)
     classes = federation.tasks.labels(job.view.tasks, round) if federation.tasks.mask else None
     if len(rows) == 0 and job.steps != 0:

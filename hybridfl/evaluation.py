@@ -3,7 +3,8 @@
 ``global`` is the global model on the server's test set, ``clients`` each client's served model on its own test set,
 ``served`` the clients' models on the server's test set. A scope may go into detail: ``/domain=NAME`` where the test part has
 several, ``/task=3`` and ``/tasks`` (the mean over tasks) in a stream of tasks, ``/width=0.25`` and ``/model=NAME`` where the
-method serves several widths or has alternatives.
+method serves several widths or has alternatives. ``held_out`` is ``clients`` for those that never train, which the other
+scopes leave out.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from hybridfl.build import NonNegativeInt, PositiveInt
+from hybridfl.deployment import Deployment
 from hybridfl.federation import Federation
+from hybridfl.kept import Kept
 from hybridfl.rng import stream
 from hybridfl.scoring import Index, Scored, ScoredSet, identity, size
 from hybridfl.types import SERVER, Method, Served, State
@@ -71,32 +74,46 @@ class Evaluator:
     def __init__(self, federation: Federation, method: Method, options: Evaluation) -> None:
         self.federation, self.method, self.options = federation, method, options
 
-    def score(self, state: State, round: int, last: bool) -> Scores:
-        """Rows of all scopes that are defined for this method after ``round`` rounds."""
-        return _Evaluation(self, state, round, last).scores()
+    def score(self, state: State, round: int, last: bool, kept: Kept | None = None) -> Scores:
+        """Rows of all scopes that are defined for this method after ``round`` rounds.
+
+        Args:
+            kept: what participants have kept to themselves; then there is no global model.
+        """
+        return _Evaluation(self, state, round, last, kept or {}).scores()
 
 
 class _Evaluation:
     """One evaluation under way: the test part, and what has been scored on it so far."""
 
-    def __init__(self, evaluator: Evaluator, state: State, round: int, last: bool) -> None:
+    def __init__(self, evaluator: Evaluator, state: State, round: int, last: bool, kept: Kept) -> None:
         self.federation, self.method, self.options = evaluator.federation, evaluator.method, evaluator.options
         self.state, self.round, self.last = state, round, last
+        self.deployment = Deployment(self.federation, kept, round)
         self.seen = self.federation.tasks.labels("seen", round - 1)
         self.test = ScoredSet(self.federation, *self.federation.test, self.seen)
         self.rows: list[Row] = []
 
     def scores(self) -> Scores:
-        shared = self.method.serve(self.state, SERVER)
+        shared = self.deployed(SERVER)
         if shared:
             self.whole("global", [shared])
-        personal = self.personal(lambda client: self.method.serve(self.state, client))
-        clients = self.clients("clients", personal)
-        self.served(personal)
+        personal = self.personal(self.deployed)
+        trainers = set(self.federation.clients.trainers(self.federation.seed))
+        training = {k: ensemble for k, ensemble in personal.items() if k in trainers}
+        clients = self.clients("clients", training)
+        clients |= self.clients("held_out", {k: e for k, e in personal.items() if k not in trainers})
+        self.served(training)
         self.widths()
         self.alternatives(clients)
         self.validation(shared, personal)
         return Scores(self.rows, list(clients.values()))
+
+    def deployed(self, participant: int, width: float | None = None) -> list[Served]:
+        """What a participant would deploy, ready to run."""
+        # Not every method has widths, and only one that has is asked for them.
+        asked = () if width is None else (width,)
+        return self.deployment.ready(self.method.serve(self.state, participant, *asked), participant)
 
     def personal(self, serve: Callable[[int], list[Served]]) -> Personal:
         served = {k: serve(k) for k in range(self.federation.clients.number) if len(self.own[k])}
@@ -176,21 +193,24 @@ class _Evaluation:
 
     def widths(self) -> None:
         for width in self.method.widths:
-            shared = self.method.serve(self.state, SERVER, width)
+            shared = self.deployed(SERVER, width)
             if shared:
                 self.whole(f"global/width={width:g}", [shared])
-            self.clients(f"clients/width={width:g}", self.personal(lambda k: self.method.serve(self.state, k, width)))  # noqa: B023
+            self.clients(f"clients/width={width:g}", self.personal(partial(self.deployed, width=width)))
 
     def alternatives(self, clients: dict[int, Row]) -> None:
         """Rows of the participants' other models, and columns beside the clients' own rows."""
         for name in self.method.alternatives:
-            ask: Callable[[str, State, int], list[Served]] = self.method.alternative  # type: ignore[attr-defined]
-            found = self.clients(f"clients/model={name}", self.personal(lambda k: ask(name, self.state, k)))  # noqa: B023
+            found = self.clients(f"clients/model={name}", self.personal(partial(self.alternative, name)))
             for client, row in found.items():
                 if client in clients:
                     mine = clients[client]
                     mine |= {f"accuracy_{name}": row["accuracy"], f"loss_{name}": row["loss"]}
                     mine[f"benefit_{name}"] = row["loss"] - mine["loss"]
+
+    def alternative(self, name: str, client: int) -> list[Served]:
+        ask: Callable[[str, State, int], list[Served]] = self.method.alternative  # type: ignore[attr-defined]
+        return self.deployment.ready(ask(name, self.state, client), client)
 
     def validation(self, shared: list[Served], personal: Personal) -> None:
         """``validation``: the global model on the server's validation examples if it has labelled ones, else on the

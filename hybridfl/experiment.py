@@ -171,7 +171,7 @@ class _Attempt:
         last = after.round == self.rounds
         if not last and after.round % self.plan.settings.evaluate_every:
             return None
-        scores = evaluator.score(after.state, after.round, last)
+        scores = evaluator.score(after.state, after.round, last, after.kept)
         clock = None if record.sim_seconds is None else round(record.sim_seconds, 6)
         costs: Row = asdict(after.costs) | {"seconds": round(after.seconds, 3), "sim_seconds": clock}
         self.clients.append(after.round, [row | self._told(record, row["client"]) for row in scores.clients])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +19,7 @@ from hybridfl.data.dataset import Dataset, Examples
 from hybridfl.data.split import Split
 from hybridfl.errors import ConfigError
 from hybridfl.local import Workbench
+from hybridfl.models import batch_norm
 from hybridfl.models.options import InputScale, ModelOptions
 from hybridfl.optimizers import LocalWork
 from hybridfl.rng import stream
@@ -97,15 +98,20 @@ class Federation:
     def _other_widths(self) -> dict[float, nn.Module]:
         return {}
 
+    @cached_property
+    def kept_names(self) -> frozenset[str]:
+        """Tensors that every client keeps to itself: those of BatchNorm layers under ``model.batch_norm=local``."""
+        return batch_norm.names(self.net) if self.model_options.batch_norm == "local" else frozenset()
+
     @property
     def classes(self) -> int:
         return self.dataset.classes
 
     @property
     def participants(self) -> list[int]:
-        """All clients, then the server if it owns examples."""
+        """The clients that train, then the server if it owns examples."""
         server = [SERVER] if len(self.split.server_train) else []
-        return [*range(self.clients.number), *server]
+        return [*self.clients.trainers(self.seed), *server]
 
     @property
     def labelled(self) -> list[int]:
@@ -195,6 +201,16 @@ class Federation:
         if width not in self._macs:
             self._macs[width] = self._count(self.net_at(width))
         return self._macs[width]
+
+    def macs_of(self, passes: Mapping[float, int]) -> int:
+        """Multiply–accumulates of so many examples' passes through the net, by its width."""
+        return sum(number * self.macs_at(width) for width, number in passes.items())
+
+    @cached_property
+    def widths(self) -> tuple[float, ...]:
+        """The width of the net that each client can run."""
+        several = len(self.dataset.domains) > 1
+        return self.clients.widths(self.seed, self.split.client_domains if several else None)
 
     @cached_property
     def _macs(self) -> dict[float, int]:

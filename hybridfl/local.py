@@ -6,6 +6,7 @@ Everything here is a function of its arguments.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,14 +87,12 @@ class Outcome:
     """A result and what it cost.
 
     Attributes:
-        trained: examples that went through the net forward and backward in steps.
-        measured: examples that went through it for probes, times the passes each took.
+        passes: examples that went through the net, by its width; one that went forward and backward counts three times.
         mapped: multiply–accumulates of the parametrization.
     """
 
     result: Result
-    trained: int
-    measured: int
+    passes: Mapping[float, int]
     mapped: int = 0
 
 
@@ -120,9 +119,10 @@ def torch_random(seed: int, device: torch.device) -> Iterator[None]:
 def run_task(bench: Workbench, task: Task) -> Outcome:
     """Do the job: ``task.steps`` optimiser steps on θ, then the probes."""
     job = task.job
+    passes: Counter[float] = Counter()
     with torch_random(task.torch_seed, bench.x.device):
-        theta, buffers, state, loss, trained = _train(bench, task)
-    statistics, measured = _measure(bench, task, theta, buffers) if job.probes else ({}, 0)
+        theta, buffers, state, loss = _train(bench, task, passes)
+    statistics = _measure(bench, task, theta, buffers, passes) if job.probes else {}
     result = Result(
         participant=job.participant,
         tag=job.tag,
@@ -135,21 +135,21 @@ def run_task(bench: Workbench, task: Task) -> Outcome:
         optimizer_state=state if job.keep_optimizer else None,
         birth=task.round,
     )
-    return Outcome(result, trained, measured, _mapped(task))
+    return Outcome(result, passes, _mapped(task))
 
 
-def _train(bench: Workbench, task: Task) -> tuple[Params, Params, State, float, int]:
+def _train(bench: Workbench, task: Task, passes: Counter[float]) -> tuple[Params, Params, State, float]:
     job, work = task.job, task.work
     if task.steps == 0:
-        return job.start.params, job.start.buffers, job.optimizer_state or {}, math.nan, 0
+        return job.start.params, job.start.buffers, job.optimizer_state or {}, math.nan
     theta = {name: t.detach().clone().requires_grad_() for name, t in job.start.params.items()}
     buffers = P.clone(job.start.buffers)
     state = _copied(job.optimizer_state or {})
     lrs = learning_rates(work, theta, task.round, task.rounds)
-    net = bench.net_at(job.width).train()
-    apply = _applier(net, buffers, task.classes)
+    for width in (job.width, *job.inner_widths):
+        bench.net_at(width).train()
+    apply = _applier(bench, task, buffers, passes)
     total = torch.zeros((), device=bench.x.device, dtype=torch.float64)
-    trained = 0
     for picked in batches(len(task.rows), work, task.shuffle, task.steps):
         index = torch.from_numpy(picked).to(bench.x.device, non_blocking=True)
         rows = task.rows[index]
@@ -163,8 +163,7 @@ def _train(bench: Workbench, task: Task) -> tuple[Params, Params, State, float, 
         with torch.no_grad():
             work.update(theta, grads, state, lrs)
         total += loss.detach()
-        trained += len(picked)
-    return P.detach(theta), buffers, state, (total / task.steps).item(), trained
+    return P.detach(theta), buffers, state, (total / task.steps).item()
 
 
 def _loss(task: Task, apply: Apply, theta: Params, batch: Batch) -> Tensor:
@@ -190,18 +189,19 @@ def _recorded(apply: Apply) -> tuple[Apply, Apply]:
     The net runs once for a loss that is taken twice: a second pass would cost as much again, and move the statistics of
     normalisation layers twice.
     """
-    passes: list[tuple[Params, Tensor, Tensor]] = []
+    passes: list[tuple[Params, Tensor, float | None, Tensor]] = []
 
-    def first(params: Params, x: Tensor) -> Tensor:
-        logits = apply(params, x)
-        passes.append((params, x, logits))
+    def first(params: Params, x: Tensor, /, width: float | None = None) -> Tensor:
+        logits = apply(params, x, width)
+        passes.append((params, x, width, logits))
         return logits
 
-    def again(params: Params, x: Tensor) -> Tensor:
-        for i, (seen, inputs, _) in enumerate(passes):
-            if inputs is x and seen.keys() == params.keys() and all(seen[name] is params[name] for name in seen):
-                return passes.pop(i)[2]
-        return apply(params, x)
+    def again(params: Params, x: Tensor, /, width: float | None = None) -> Tensor:
+        for i, (seen, *how, _) in enumerate(passes):
+            same = how[0] is x and how[1] == width and seen.keys() == params.keys()
+            if same and all(seen[name] is params[name] for name in seen):
+                return passes.pop(i)[3]
+        return apply(params, x, width)
 
     return first, again
 
@@ -221,34 +221,39 @@ def _mapped(task: Task) -> int:
     return applications * int(cost(task.job.frozen)) if cost else 0
 
 
-def _measure(bench: Workbench, task: Task, theta: Params, buffers: Params) -> tuple[dict[str, Any], int]:
-    """Statistics by name, and the examples times passes they took; with derivatives a forward counts as three."""
+def _measure(bench: Workbench, task: Task, theta: Params, buffers: Params, passes: Counter[float]) -> dict[str, Any]:
+    """Statistics by name."""
     job = task.job
-    apply, seen_by_net = _applier(bench.net_at(job.width).eval(), buffers, task.classes), 0
-
-    def counted(params: Params, x: Tensor) -> Tensor:
-        nonlocal seen_by_net
-        seen_by_net += len(x) * (TRAINING_PASSES if torch.is_grad_enabled() else 1)
-        return apply(params, x)
-
+    for width in (job.width, *job.inner_widths):
+        bench.net_at(width).eval()
     positions = torch.arange(len(task.rows), device=bench.x.device).split(bench.chunk)
     seen = ProbeInput(
-        apply=counted,
+        apply=_applier(bench, task, buffers, passes),
         theta=theta,
         to_params=lambda t: job.parametrization(t, job.frozen),
         batches=[Batch(bench.x[task.rows[p]], bench.y[task.rows[p]], p) for p in positions],
         loss=job.loss or cross_entropy,
         ctx=job.ctx,
     )
-    return {name: probe(seen) for name, probe in job.probes.items()}, seen_by_net
+    return {name: probe(seen) for name, probe in job.probes.items()}
 
 
-def _applier(net: nn.Module, buffers: Params, classes: Sequence[int] | None = None) -> Apply:
-    def apply(params: Params, x: Tensor) -> Tensor:
-        logits = cast(Tensor, torch.func.functional_call(net, {**params, **buffers}, (x,)))
-        return logits if classes is None else only(logits, classes)
+def _applier(bench: Workbench, task: Task, buffers: Params, passes: Counter[float]) -> Apply:
+    """The task's net as a function, which counts what goes through it."""
+
+    def apply(params: Params, x: Tensor, /, width: float | None = None) -> Tensor:
+        width = task.job.width if width is None else width
+        # With derivatives wanted, a pass backward is on its way.
+        passes[width] += len(x) * (TRAINING_PASSES if torch.is_grad_enabled() else 1)
+        logits = run_net(bench.net_at(width), params, buffers, x)
+        return logits if task.classes is None else only(logits, task.classes)
 
     return apply
+
+
+def run_net(net: nn.Module, params: Params, buffers: Params, x: Tensor) -> Tensor:
+    """Logits of the net with these tensors in place of its own; those in ``params`` go first."""
+    return cast(Tensor, torch.func.functional_call(net, {**buffers, **params}, (x,)))
 
 
 def only(logits: Tensor, classes: Sequence[int]) -> Tensor:
@@ -268,6 +273,5 @@ def _copied(state: Any) -> Any:
 def predict(net: nn.Module, model: Model, x: Tensor, chunk: int) -> Tensor:
     """Logits ``(n, classes)`` in evaluation mode, without gradient."""
     net.eval()
-    apply = _applier(net, model.buffers)
     with torch.no_grad():
-        return torch.cat([apply(model.params, piece) for piece in x.split(chunk)])
+        return torch.cat([run_net(net, model.params, model.buffers, piece) for piece in x.split(chunk)])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hybridfl.federation import Federation
 from hybridfl.local import only, predict
+from hybridfl.rng import stream
 from hybridfl.types import Served
 
 Index = np.ndarray | slice
@@ -41,6 +42,8 @@ class ScoredSet:
     def __init__(self, federation: Federation, x: Tensor, y: Tensor, classes: Sequence[int] | None = None) -> None:
         self.federation, self.x, self.y, self.classes = federation, x, y, classes
         self.size = len(y)
+        # With statistics of the batch an example's logits depend on the others: those it is deployed among.
+        self.transductive = federation.model_options.batch_norm == "batch"
         self._whole: dict[tuple[Any, ...], Scored] = {}
         # Identities are addresses: keeping what was scored alive keeps them unique.
         self._kept: list[list[Served]] = []
@@ -49,13 +52,13 @@ class ScoredSet:
         """Scores by position, computed once for each distinct model."""
         key = identity(ensemble)
         if key not in self._whole:
-            self._whole[key] = self._run(ensemble, self.x, self.y)
+            self._whole[key] = self._shuffled(ensemble) if self.transductive else self._run(ensemble, self.x, self.y)
             self._kept.append(ensemble)
         return self._whole[key]
 
     def some(self, ensemble: list[Served], index: np.ndarray, alone: bool) -> Scored:
         """Scores at these positions; with ``alone`` no other position is run."""
-        if alone and identity(ensemble) not in self._whole:
+        if self.transductive or (alone and identity(ensemble) not in self._whole):
             rows = torch.from_numpy(index).to(self.x.device)
             return self._run(ensemble, self.x[rows], self.y[rows])
         whole = self.scored(ensemble)
@@ -63,6 +66,13 @@ class ScoredSet:
 
     def count(self, index: Index) -> int:
         return self.size if isinstance(index, slice) else len(index)
+
+    def _shuffled(self, ensemble: Sequence[Served]) -> Scored:
+        """Scores of all examples in random batches; in their own order a batch may be of one class."""
+        order = torch.from_numpy(stream(self.federation.seed, "test batches", self.size).permutation(self.size))
+        found = self._run(ensemble, self.x[order.to(self.x.device)], self.y[order.to(self.x.device)])
+        back = np.argsort(order.numpy())
+        return Scored(found.correct[back], found.loss[back])
 
     def _run(self, ensemble: Sequence[Served], x: Tensor, y: Tensor) -> Scored:
         total = sum(served.weight for served in ensemble)

@@ -46,9 +46,16 @@ class Batch(NamedTuple):
     positions: Tensor
 
 
-Apply = Callable[[Params, Tensor], Tensor]
+class Apply(Protocol):
+    """The net as a function: ``apply(params, x)`` gives logits ``(b, classes)``."""
+
+    def __call__(self, params: Params, x: Tensor, /, width: float | None = None) -> Tensor:
+        """Logits; of the net at another width, one of the job's ``inner_widths``, if one is given."""
+        ...
+
+
 LossRule = Callable[[Apply, Params, Params, Batch, Mapping[str, Any]], Tensor]
-"""``loss(apply, theta, params, batch, ctx)`` → scalar; ``apply(params, x)`` gives logits ``(b, classes)``.
+"""``loss(apply, theta, params, batch, ctx)`` → scalar.
 
 With mixup a step takes it twice, on the same inputs with the targets of the examples and with those of their partners.
 """
@@ -118,6 +125,7 @@ class Job:
         held: names of ``frozen`` and ``ctx`` that the participant has already; ``"optimizer_state"`` for that.
         returns: what leaves the participant: everything, the statistics alone, or nothing. Only what moves is booked.
         width: of the net, as a fraction of the model's own width; ``start`` must be of that width.
+        inner_widths: further widths at which the loss runs the net.
     """
 
     participant: int
@@ -138,6 +146,7 @@ class Job:
     held: frozenset[str] = frozenset()
     returns: Literal["all", "probes", "nothing"] = "all"
     width: float = 1.0
+    inner_widths: tuple[float, ...] = ()
 
     @property
     def is_measurement(self) -> bool:
@@ -205,11 +214,13 @@ class Served(NamedTuple):
     Attributes:
         weight: relative to the others of the ensemble.
         width: of the net that the model fits.
+        tag: of the jobs that train it; tensors that a participant keeps to itself are kept by tag.
     """
 
     model: Model
     weight: float = 1.0
     width: float = 1.0
+    tag: str = ""
 
 
 @dataclass

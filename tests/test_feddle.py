@@ -196,7 +196,7 @@ def test_an_atlas_of_one_round_with_shares_as_coefficients_is_fedavg() -> None:
     ours = play(*case, "merging.coef.init=examples", rounds=4)
     fedavg = play("baseline=fedavg", rounds=4)
     torch.testing.assert_close(ours.flat, fedavg.flat, atol=1e-12, rtol=0)
-    assert len({outcome.result.examples for _, outcome in ours.seen if outcome.trained}) > 2
+    assert len({outcome.result.examples for _, outcome in ours.seen if outcome.result.steps}) > 2
     plain = play(*case, rounds=4)
     assert (plain.flat - fedavg.flat).abs().max() > 1e-3
 
@@ -800,7 +800,7 @@ def test_the_start_of_the_search(init) -> None:
 
 def test_updates_are_those_of_the_clients_and_stale_ones_stay_as_they_are() -> None:
     played = play("clients.delay=2", rounds=4)
-    returned = [P.flatten(outcome.result.delta) for _, outcome in played.seen if outcome.trained]
+    returned = [P.flatten(outcome.result.delta) for _, outcome in played.seen if outcome.result.steps]
     for entry in played.states[-1]["atlas"]:
         assert any(torch.equal(entry["update"], delta) for delta in returned)
     assert any(entry["birth"] < entry["added"] for entry in played.states[-1]["atlas"])

@@ -188,7 +188,7 @@ def test_a_task_reads_its_own_rows_and_leaves_its_start() -> None:
     outcome = run_task(table, task(table, SGD(epochs=3, batch_size=4), start=start))
     assert helpers.identical(start.params, before)
     assert P.all_finite(outcome.result.model.params)
-    assert (outcome.result.examples, outcome.result.steps, outcome.trained, outcome.measured) == (10, 9, 30, 0)
+    assert (outcome.result.examples, outcome.result.steps, outcome.passes) == (10, 9, {1.0: 3 * 30})
     assert helpers.identical(P.subtract(outcome.result.model.params, before), outcome.result.delta)
 
 
@@ -222,7 +222,7 @@ def test_a_measurement_leaves_theta_and_reads_the_view_in_evaluation_mode() -> N
     outcome = run_task(table, task(table, SGD(), steps=0, start=start, probes=wanted))
     result = outcome.result
     assert result.model.params is start.params
-    assert (result.steps, outcome.trained, outcome.measured) == (0, 0, 10 * (1 + 1 + 3))
+    assert (result.steps, outcome.passes) == (0, {1.0: 10 * (1 + 1 + 3)})
     assert math.isnan(result.loss)
     net = table.net.eval()
     rows = torch.arange(N - 1, 0, -1)
