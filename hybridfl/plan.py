@@ -22,7 +22,7 @@ from hybridfl.build import NonNegativeFloat, NonNegativeInt, PositiveInt, build,
 from hybridfl.config import NOT_IDENTITY, Composed
 from hybridfl.data.augmentation import Augmenter
 from hybridfl.data.classes import only_classes
-from hybridfl.data.dataset import Dataset, Reader, problem_of
+from hybridfl.data.dataset import Dataset, Reader, sound
 from hybridfl.data.partitioning import Partitioning
 from hybridfl.data.server_data import ServerData
 from hybridfl.data.split import Drawn, draw_split
@@ -94,23 +94,10 @@ class DataCache:
         key = (json.dumps(node, sort_keys=True, default=str), str(root))
         if key not in self.kept:
             try:
-                self.kept[key] = _sound(reader.load(root), node)
+                self.kept[key] = sound(reader.load(root), node)
             except ConfigError as error:
                 raise error.under(place) from error
         return self.kept[key]
-
-
-def _sound(dataset: Any, node: Mapping[str, Any]) -> Dataset:
-    """What a reader gave, if it is a data set as described; readers may come from outside the package."""
-    name = node.get("_target_", "the reader")
-    if not isinstance(dataset, Dataset):
-        problem = f"{name}.load gave a {type(dataset).__name__}, expected a hybridfl.data.dataset.Dataset."
-        raise ConfigError("_target_", problem)
-    for part, examples in (("train", dataset.train), ("test", dataset.test)):
-        problem_found = problem_of(examples, dataset.classes, len(dataset.domains))
-        if problem_found:
-            raise ConfigError("_target_", f"{name}.load gave a {part} part whose {problem_found}.")
-    return dataset
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -133,7 +133,10 @@ class Dataset:
 
 
 class Reader(Protocol):
-    """A config node of the group ``dataset``: its fields are the options, ``load`` reads the files."""
+    """A config node of the group ``dataset``: its fields are the options, ``load`` reads the files.
+
+    What it may state besides, such as a licence and downloads, is in :mod:`hybridfl.data.downloads`.
+    """
 
     def load(self, root: Path) -> Dataset:
         """The data set below ``root``.
@@ -180,7 +183,28 @@ def checked(x: NDArray[Any], y: NDArray[Any], classes: int, file: Path | str) ->
     return Examples(np.ascontiguousarray(x), np.ascontiguousarray(y, dtype=np.int64))
 
 
-def problem_of(examples: Examples, classes: int, domains: int) -> str | None:
+def sound(dataset: Any, node: Mapping[str, Any]) -> Dataset:
+    """What a reader gave, if it is a data set as described; readers may come from outside the package.
+
+    Args:
+        dataset: what ``load`` gave.
+        node: the config the reader was built from, for the message.
+
+    Raises:
+        ConfigError: it is none; key ``_target_``.
+    """
+    name = node.get("_target_", "the reader")
+    if not isinstance(dataset, Dataset):
+        problem = f"{name}.load gave a {type(dataset).__name__}, expected a hybridfl.data.dataset.Dataset."
+        raise ConfigError("_target_", problem)
+    for part, examples in (("train", dataset.train), ("test", dataset.test)):
+        problem_found = _problem_of(examples, dataset.classes, len(dataset.domains))
+        if problem_found:
+            raise ConfigError("_target_", f"{name}.load gave a {part} part whose {problem_found}.")
+    return dataset
+
+
+def _problem_of(examples: Examples, classes: int, domains: int) -> str | None:
     """What is wrong with the structure of examples, if anything; a sentence without its end."""
     domain = np.asarray(examples.domain)
     if domain.shape != (len(examples),) or domain.dtype.kind not in "iu":
