@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from hybridfl.build import PositiveInt
 from hybridfl.data.dataset import Dataset, advice
@@ -12,6 +13,8 @@ from hybridfl.data.npz import CONTENT, inverted, read_npz
 FOLDER = "chars74k"
 FONTS, STREET = "fonts_digits.npz", "street_digits.npz"
 CLASSES = 10
+LICENCE = "research use; cite de Campos, Babu, Varma 2009"
+ADDRESS = "teodecampos.github.io/chars74k"
 FONTS_MEAN, FONTS_STD = 0.8356, 0.3601  # of the train part, not inverted
 STREET_MEAN, STREET_STD = (0.5024, 0.4662, 0.3842), (0.2575, 0.2466, 0.2545)  # of the train part
 
@@ -24,6 +27,13 @@ class Chars74KFonts:
         invert: white on black, as MNIST is; ``False`` keeps the file's black on white.
         limit: keep the first so many training examples; ``None`` keeps all.
     """
+
+    licence: ClassVar[str] = LICENCE
+    files: ClassVar[tuple[str, ...]] = (f"{FOLDER}/{FONTS}",)
+    by_hand: ClassVar[str] = (
+        f"The original (EnglishFnt.tgz, at {ADDRESS}) has images of all characters, of which the digits, Sample001 to "
+        "Sample010, must be reduced and packed as arrays."
+    )
 
     invert: bool = False
     limit: PositiveInt | None = None
@@ -41,6 +51,13 @@ class Chars74KFonts:
 @dataclass(frozen=True)
 class Chars74KStreet:
     """Digits cut from photographs 3x32x32 (red, green, blue), uint8: few, of uneven classes, stored class by class."""
+
+    licence: ClassVar[str] = LICENCE
+    files: ClassVar[tuple[str, ...]] = (f"{FOLDER}/{STREET}",)
+    by_hand: ClassVar[str] = (
+        f"The original (EnglishImg.tgz, at {ADDRESS}) has images of all characters, of which the digits, Sample001 to "
+        "Sample010, must be reduced and packed as arrays."
+    )
 
     def load(self, root: Path) -> Dataset:
         """Reads ``root/chars74k/street_digits.npz``; errors as in :class:`~hybridfl.data.dataset.Reader`."""

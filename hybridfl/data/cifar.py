@@ -7,12 +7,13 @@ import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from hybridfl.build import PositiveInt
 from hybridfl.data.dataset import Dataset, Examples, advice, checked, readable
+from hybridfl.data.downloads import Download
 from hybridfl.errors import DataError
 
 FOLDER = "cifar10/cifar-10-batches-py"
@@ -30,6 +31,23 @@ class CIFAR10:
     Args:
         limit: keep the first so many training examples; ``None`` keeps all.
     """
+
+    licence: ClassVar[str] = "none stated; cite Krizhevsky 2009"
+    downloads: ClassVar[tuple[Download, ...]] = (
+        Download(
+            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+            "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+            "cifar10",
+            {
+                "cifar-10-batches-py/data_batch_1": "md5:c99cafc152244af753f735de768cd75f",
+                "cifar-10-batches-py/data_batch_2": "md5:d4bba439e000b95fd0a9bffe97cbabec",
+                "cifar-10-batches-py/data_batch_3": "md5:54ebc095f3ab1f0389bbae665268c751",
+                "cifar-10-batches-py/data_batch_4": "md5:634d18415352ddfa80567beed471001a",
+                "cifar-10-batches-py/data_batch_5": "md5:482c414d41f54cd18b22e5b47cb7c3cb",
+                "cifar-10-batches-py/test_batch": "md5:40351d587109b95175f43aff81a1287e",
+            },
+        ),
+    )
 
     limit: PositiveInt | None = None
 

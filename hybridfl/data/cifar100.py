@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from hybridfl.build import PositiveInt
 from hybridfl.data.cifar import read_batch
 from hybridfl.data.dataset import Dataset, advice
+from hybridfl.data.downloads import Download
 
 FOLDER = "cifar100/cifar-100-python"
 TRAIN, TEST = "train", "test"
@@ -24,6 +25,19 @@ class CIFAR100:
         label: ``fine``, 100 classes, or ``coarse``, the 20 groups of five that they form.
         limit: keep the first so many training examples; ``None`` keeps all.
     """
+
+    licence: ClassVar[str] = "none stated; cite Krizhevsky 2009"
+    downloads: ClassVar[tuple[Download, ...]] = (
+        Download(
+            "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+            "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+            "cifar100",
+            {
+                "cifar-100-python/train": "md5:16019d7e3df5f24257cddd939b257f8d",
+                "cifar-100-python/test": "md5:f0ef6b0ae62326f3e7ffdfab6717acfc",
+            },
+        ),
+    )
 
     label: Literal["fine", "coarse"] = "fine"
     limit: PositiveInt | None = None

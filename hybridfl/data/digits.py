@@ -11,7 +11,7 @@ import zlib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ class Digits:
     The set has no test part of its own here, so every fourth image of each class, in stored order, is test: fixed and
     stratified. Writers are not known and may be on both sides.
     """
+
+    licence: ClassVar[str] = "CC BY 4.0"
+    files: ClassVar[tuple[str, ...]] = ()
 
     def load(self, root: Path) -> Dataset:
         """Reads scikit-learn's own file; ``root`` is not used.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from hybridfl.data.dataset import Dataset, advice
 from hybridfl.data.npz import CONTENT, inverted, read_npz
@@ -23,6 +24,13 @@ class FEMNISTDigits:
     Args:
         invert: white on black, as MNIST is; ``False`` keeps the files' black on white.
     """
+
+    licence: ClassVar[str] = "public domain (NIST)"
+    files: ClassVar[tuple[str, ...]] = (f"{FOLDER}/{FILE}",)
+    by_hand: ClassVar[str] = (
+        "LEAF (github.com/TalwalkarLab/leaf) makes FEMNIST from NIST's files, as JSON by writer, of which the digits must "
+        "be packed as arrays."
+    )
 
     invert: bool = False
 

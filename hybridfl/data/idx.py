@@ -11,18 +11,30 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hybridfl.build import PositiveInt
 from hybridfl.data.dataset import Dataset, Examples, advice, checked, readable
+from hybridfl.data.downloads import Download
 from hybridfl.errors import DataError
 
 IMAGES, LABELS = 2051, 2049
 CLASSES = 10
 _AXES = {IMAGES: 3, LABELS: 1}
 _KIND = {IMAGES: "images", LABELS: "labels"}
+FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+
+
+def _originals(address: str, folder: str, *hashes: str) -> tuple[Download, ...]:
+    return tuple(Download(address + name, known, f"{folder}/{name}") for name, known in zip(FILES, hashes, strict=True))
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,16 @@ class MNIST:
     Args:
         limit: keep the first so many training examples; ``None`` keeps all.
     """
+
+    licence: ClassVar[str] = "CC BY-SA 3.0"
+    downloads: ClassVar[tuple[Download, ...]] = _originals(
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "mnist",
+        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    )
 
     limit: PositiveInt | None = None
 
@@ -47,6 +69,16 @@ class FashionMNIST:
     Args:
         limit: keep the first so many training examples; ``None`` keeps all.
     """
+
+    licence: ClassVar[str] = "MIT"
+    downloads: ClassVar[tuple[Download, ...]] = _originals(
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        "fashion_mnist",
+        "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    )
 
     limit: PositiveInt | None = None
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,9 @@ class ImageFolder:
         grey: one channel instead of three.
     """
 
+    licence: ClassVar[str] = "that of your images"
+    by_hand: ClassVar[str] = "The images are your own."
+
     folder: str = "images"
     first_level: Literal["class", "domain"] = "class"
     size: PositiveInt | None = 64
@@ -68,6 +71,11 @@ class ImageFolder:
             raise ConfigError("domains", f"got {list(self.domains)}: there are none unless first_level is domain.")
         if not self.domains or len(set(self.domains)) < len(self.domains):
             raise ConfigError("domains", f"got {list(self.domains)}: expected one or more different names, or null.")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What is read, below the data root."""
+        return (self.folder,)
 
     def load(self, root: Path) -> Dataset:
         """Reads the images below ``root/folder``; errors as in :class:`~hybridfl.data.dataset.Reader`."""

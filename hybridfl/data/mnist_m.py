@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from hybridfl.build import PositiveInt
 from hybridfl.data.dataset import Dataset, advice
@@ -26,6 +27,13 @@ class MNISTM:
     Args:
         limit: keep the first so many training examples; ``None`` keeps all.
     """
+
+    licence: ClassVar[str] = "none stated; of MNIST and BSDS500, research use"
+    files: ClassVar[tuple[str, ...]] = (f"{FOLDER}/{FILE}",)
+    by_hand: ClassVar[str] = (
+        "Its authors offer images and lists of labels (mnist_m.tar.gz, linked from yaroslav.ganin.net), which must be "
+        "packed as arrays."
+    )
 
     limit: PositiveInt | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,9 @@ class Synthetic:
         separation: distance of two prototypes in standard deviations of the noise; 0 cannot be learnt.
         seed: of the data, apart from the run's.
     """
+
+    licence: ClassVar[str] = "none needed"
+    files: ClassVar[tuple[str, ...]] = ()
 
     train: PositiveInt = 2000
     test: PositiveInt = 500

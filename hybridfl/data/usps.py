@@ -9,18 +9,21 @@ from __future__ import annotations
 import bz2
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hybridfl.build import PositiveInt
 from hybridfl.data.dataset import Dataset, Examples, advice, checked, readable
+from hybridfl.data.downloads import Download
 from hybridfl.errors import DataError
 
 FOLDER = "usps"
 TRAIN, TEST = "usps.bz2", "usps.t.bz2"
 CLASSES = 10
 SIDE = 16
+ADDRESS = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/"
 MEAN, STD = 0.2545, 0.3846  # of the train part
 
 
@@ -31,6 +34,12 @@ class USPS:
     Args:
         limit: keep the first so many training examples; ``None`` keeps all.
     """
+
+    licence: ClassVar[str] = "none stated; research use"
+    downloads: ClassVar[tuple[Download, ...]] = (
+        Download(ADDRESS + TRAIN, "md5:ec16c51db3855ca6c91edd34d0e9b197", f"{FOLDER}/{TRAIN}"),
+        Download(ADDRESS + TEST, "md5:8ea070ee2aca1ac39742fdd1ef5ed118", f"{FOLDER}/{TEST}"),
+    )
 
     limit: PositiveInt | None = None
 
