@@ -209,6 +209,17 @@ def _show(arguments: list[str]) -> int:
     return show.run(parser.parse_args(arguments))
 
 
+def _data(arguments: list[str]) -> int:
+    from hybridfl import data_command
+
+    parser = _parser("data")
+    data_command.add_arguments(parser)
+    chosen = parser.parse_args(arguments)
+    _find_users_modules()
+    with _terminable():
+        return data_command.run(chosen)
+
+
 def _list(arguments: list[str]) -> int:
     from hybridfl.config import GROUPS, check_folder, choices
 
@@ -240,5 +251,6 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "split": (_split, "Who owns what under a config, without training: a table, and figures with --out."),
     "compare": (_compare, "Tables from finished runs: means over seeds, differences, rounds and bytes to a target."),
     "show": (_show, "What a run was, how far it got and how well it did."),
+    "data": (_data, "Which data sets are at hand, and downloads of the public ones."),
     "list": (_list, "The choices of the config groups."),
 }
