@@ -198,13 +198,13 @@ def sound(dataset: Any, node: Mapping[str, Any]) -> Dataset:
         problem = f"{name}.load gave a {type(dataset).__name__}, expected a hybridfl.data.dataset.Dataset."
         raise ConfigError("_target_", problem)
     for part, examples in (("train", dataset.train), ("test", dataset.test)):
-        problem_found = _problem_of(examples, dataset.classes, len(dataset.domains))
+        problem_found = problem_of(examples, dataset.classes, len(dataset.domains))
         if problem_found:
             raise ConfigError("_target_", f"{name}.load gave a {part} part whose {problem_found}.")
     return dataset
 
 
-def _problem_of(examples: Examples, classes: int, domains: int) -> str | None:
+def problem_of(examples: Examples, classes: int, domains: int) -> str | None:
     """What is wrong with the structure of examples, if anything; a sentence without its end."""
     domain = np.asarray(examples.domain)
     if domain.shape != (len(examples),) or domain.dtype.kind not in "iu":
