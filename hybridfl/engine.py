@@ -25,6 +25,7 @@ from hybridfl.local import Outcome, Task
 from hybridfl.optimizers import LocalWork
 from hybridfl.rng import stream, torch_seed
 from hybridfl.schedule import Arrival, Schedule
+from hybridfl.topology import CHOICES
 from hybridfl.types import SERVER, Job, Method, Model, Result, Results, Round, Served, State
 
 
@@ -428,4 +429,5 @@ def check_method(method: Method, federation: Federation, topology: str, name: st
             "as baseline=fedbuff.",
         )
     if topology != method.topology:
-        raise Unsuitable("topology", f"got {topology}, but {name} works on a {method.topology}; try topology=auto.")
+        valid = ", ".join(CHOICES.get(method.topology, ("auto",)))
+        raise Unsuitable("topology", f"got {topology}, but {name} needs {method.topology}; valid: {valid}.")

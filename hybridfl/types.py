@@ -267,7 +267,7 @@ class Method(Protocol):
     Attributes:
         requires: what it needs of the federation, such as ``"server_data"`` and ``"server_labels"``.
         asynchronous: whether it can use results that arrive late (``clients.delay`` > 0 or ``clients.concurrency``).
-        topology: ``"star"`` for a server and its clients.
+        topology: ``"star"`` for a server and its clients, ``"peers"`` for clients that talk to each other.
         moves_raw_data: whether examples leave their owner; tables mark such methods.
         upper_bound: whether test data are read, which makes the method an upper bound; tables mark such methods.
         widths: at which ``serve`` can be asked for a model beside its usual one, as fractions of the model's width.

@@ -60,7 +60,7 @@ WRONG: list[tuple[str, str, tuple[str, ...]]] = [
     ("dataset=mnsit", "dataset", ("got 'mnsit'", "Did you mean 'mnist'?")),
     ("baseline=fedvag", "baseline", ("got 'fedvag'", "Did you mean 'fedavg'?")),
     ("merging=null", "merging", ("got 'null'", "feddle")),
-    ("topology=ring", "topology", ("got 'ring'", "star")),
+    ("topology=rng", "topology", ("got 'rng'", "Did you mean 'ring'?")),
     ("~dataset", "dataset", ("cannot be left out", "digits")),
     ("~model", "model", ("cannot be left out", "cnn")),
     ("~merging", "merging", ("cannot be left out", "feddle")),
@@ -99,6 +99,8 @@ WRONG: list[tuple[str, str, tuple[str, ...]]] = [
     # impossible combinations
     ("clients.per_round=6", "clients.per_round", ("got 6", "5 clients", "nearest valid value: 5")),
     ("partitioning.min_examples=33", "partitioning.min_examples", ("got 33", "160", "32")),
+    ("topology=ring", "topology", ("got peers", "merging=feddle needs star", "valid: auto, star")),
+    ("topology=torus topology.rows=2", "topology.rows", ("got 2", "nearest valid value: 3")),
     ("clients.delay=4 baseline=fedavg", "clients.delay", ("got 4", "baseline=fedavg", "baseline=fedbuff")),
     ("clients.concurrency=2 baseline=fedavg", "clients.concurrency", ("got 2", "baseline=fedavg", "value: null")),
     ("clients.per_round={0:2,3:6}", "clients.per_round.3", ("got 6", "5 clients", "nearest valid value: 5")),
