@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridfl import params as P
+from hybridfl.activations import inputs_of
 from hybridfl.data.augmentation import Augment
 from hybridfl.optimizers import LocalWork, batches, clipped, learning_rates
 from hybridfl.params import Params
@@ -227,13 +228,21 @@ def _measure(bench: Workbench, task: Task, theta: Params, buffers: Params, passe
     for width in (job.width, *job.inner_widths):
         bench.net_at(width).eval()
     positions = torch.arange(len(task.rows), device=bench.x.device).split(bench.chunk)
+    apply, net = _applier(bench, task, buffers, passes), bench.net_at(job.width)
+
+    def inputs(params: Params, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        seen = inputs_of(lambda: apply(params, x), net, names)
+        return {name: torch.cat(found) for name, found in seen.items() if found}
+
     seen = ProbeInput(
-        apply=_applier(bench, task, buffers, passes),
+        apply=apply,
         theta=theta,
         to_params=lambda t: job.parametrization(t, job.frozen),
         batches=[Batch(bench.x[task.rows[p]], bench.y[task.rows[p]], p) for p in positions],
         loss=job.loss or cross_entropy,
         ctx=job.ctx,
+        net=net,
+        inputs=inputs,
     )
     return {name: probe(seen) for name, probe in job.probes.items()}
 

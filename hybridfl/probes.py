@@ -5,14 +5,24 @@ A probe reads a :class:`~hybridfl.types.ProbeInput` (the net in evaluation mode)
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from hybridfl.errors import nearest
 from hybridfl.params import Params
+from hybridfl.rng import stream
 from hybridfl.types import Batch, ProbeInput
+
+PIECE = 2**22
+"""Numbers of unfolded patches that are held at once: 32 MiB."""
 
 
 def mean_loss(seen: ProbeInput) -> Tensor:
@@ -84,3 +94,97 @@ def _slope(seen: ProbeInput, origin: Params, direction: Params, batch: Batch) ->
 
 def _examples(seen: ProbeInput) -> int:
     return sum(len(batch.y) for batch in seen.batches)
+
+
+@dataclass(frozen=True)
+class DiagonalFisher:
+    """Diagonal of the Fisher information of θ: mean over examples of ``(∂ log p(y | x, θ) / ∂θ)²``, entry by entry.
+
+    With the labels that the examples have this is the *empirical* Fisher; with a label drawn from the model's own
+    prediction for every example it is an unbiased estimate of the Fisher itself (Kunstner, Balles, Hennig 2019,
+    arXiv 1905.12558). One backward pass an example.
+
+    Attributes:
+        labels: ``given`` or ``sampled``.
+        examples: only the first ones of the view; ``None`` takes all.
+        seed: of the samples.
+    """
+
+    labels: Literal["given", "sampled"] = "given"
+    examples: int | None = None
+    seed: int = 0
+
+    def __call__(self, seen: ProbeInput) -> Params:
+        theta = {name: t.detach().requires_grad_() for name, t in seen.theta.items()}
+        total = {name: torch.zeros_like(t) for name, t in theta.items()}
+        count = min(_examples(seen), math.inf if self.examples is None else self.examples)
+        rng = stream(self.seed, "labels of the Fisher information")
+        singles = ((x, y) for b in seen.batches for x, y in zip(b.x.split(1), b.y.split(1), strict=True))
+        for _, (x, y) in zip(range(int(count)), singles, strict=False):
+            logits = seen.apply(seen.to_params(theta), x)
+            label = _drawn(logits, rng) if self.labels == "sampled" else y
+            grads = torch.autograd.grad(F.cross_entropy(logits, label), list(theta.values()), materialize_grads=True)
+            for name, grad in zip(theta, grads, strict=True):
+                total[name] += grad.square() / count
+        return total
+
+
+def _drawn(logits: Tensor, rng: np.random.Generator) -> Tensor:
+    """A label by the prediction ``(1, classes)``, ``(1,)``."""
+    cumulative = F.softmax(logits.detach().double(), 1).cumsum(1).cpu()
+    label = torch.searchsorted(cumulative, torch.full((1, 1), rng.random(), dtype=torch.float64), right=True)
+    return label.clamp_max(logits.shape[1] - 1).reshape(1).to(logits.device)
+
+
+@dataclass(frozen=True)
+class Gram:
+    """``Σ x xᵀ`` in float64 over everything that a layer's weight multiplies, for each layer by its name.
+
+    That is every token that goes into a linear layer, and every patch, C·k·k long, under the kernel of a 2-d
+    convolution without groups. Layers that the pass does not call are left out.
+
+    Attributes:
+        names: of the layers; ``None`` takes all of these kinds.
+        diagonal: the diagonal ``(d,)`` only, instead of ``(d, d)``.
+    """
+
+    names: tuple[str, ...] | None = None
+    diagonal: bool = False
+
+    def __call__(self, seen: ProbeInput) -> dict[str, Tensor]:
+        layers, params = _layers(seen.net, self.names), seen.to_params(seen.theta)
+        total: dict[str, Tensor] = {}
+        for batch in seen.batches:
+            with torch.no_grad():
+                inputs = seen.inputs(params, batch.x, tuple(layers))
+            for name, x in inputs.items():
+                for rows in _rows(layers[name], x):
+                    gram = rows.square().sum(0) if self.diagonal else rows.T @ rows
+                    total[name] = total[name] + gram if name in total else gram
+        return total
+
+
+def _layers(net: nn.Module, names: tuple[str, ...] | None) -> dict[str, nn.Linear | nn.Conv2d]:
+    found: dict[str, nn.Linear | nn.Conv2d] = {
+        name: module
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+    }
+    unknown = [name for name in names or () if name not in found]
+    if unknown:
+        raise ValueError(
+            f"'{unknown[0]}' is no linear layer or 2-d convolution without groups. {nearest(unknown[0], found)}"
+        )
+    return found if names is None else {name: found[name] for name in names}
+
+
+def _rows(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Iterator[Tensor]:
+    """What the layer's weight multiplies, ``(rows, d)``, in pieces that fit into memory."""
+    if isinstance(layer, nn.Linear):
+        yield x.reshape(-1, x.shape[-1]).double()
+        return
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = F.pad(x, layer._reversed_padding_repeated_twice, mode)
+    for piece in padded.split(max(1, PIECE // (padded[0].numel() * math.prod(layer.kernel_size)))):
+        patches = F.unfold(piece.double(), layer.kernel_size, dilation=layer.dilation, stride=layer.stride)
+        yield patches.transpose(1, 2).flatten(0, 1)

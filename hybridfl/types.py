@@ -5,13 +5,14 @@ A method yields lists of :class:`Job` and receives :class:`Results`; see :class:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+import math
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridfl import params as P
 from hybridfl.optimizers import LocalWork
@@ -76,6 +77,9 @@ class ProbeInput:
         batches: the examples of the view in order, once.
         loss: the job's loss rule.
         ctx: the job's tensors.
+        net: the template module, for the geometry of its layers; its own tensors are never used.
+        inputs: ``inputs(params, x, names)`` → what goes into the net's modules of these names in one pass, in
+            evaluation mode, see :func:`hybridfl.activations.activations`.
     """
 
     apply: Apply
@@ -84,6 +88,8 @@ class ProbeInput:
     batches: list[Batch]
     loss: LossRule
     ctx: Mapping[str, Any]
+    net: nn.Module
+    inputs: Callable[[Params, Tensor, Sequence[str]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -191,6 +197,15 @@ class Results(list[Result]):
 
     def weights(self, by: Literal["examples", "uniform"] = "examples") -> list[float]:
         return [float(r.examples) if by == "examples" else 1.0 for r in self]
+
+    def shares(self, by: Literal["examples", "uniform"] = "examples") -> list[float]:
+        """Weights that sum to 1."""
+        weights = self.weights(by)
+        return [weight / math.fsum(weights) for weight in weights]
+
+    def around(self, base: Params) -> list[Params]:
+        """The models as they would be had they started from ``base``: base plus update."""
+        return [P.add(base, r.delta) for r in self]
 
     def mean(self, by: Literal["examples", "uniform"] = "examples") -> Model:
         """Weighted mean of the returned models, buffers too."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridfl import probes
 from hybridfl.local import cross_entropy
@@ -40,7 +40,7 @@ def linear(params: Params, x: Tensor) -> Tensor:
 def seen(theta: Params, to_params: Callable[[Params], Params], loss: LossRule, **ctx: Any) -> ProbeInput:
     """A probe's input in chunks of 10, 10 and 3."""
     batches = [Batch(X[p], Y[p], p) for p in torch.arange(N).split(10)]
-    return ProbeInput(linear, theta, to_params, batches, loss, ctx)
+    return ProbeInput(linear, theta, to_params, batches, loss, ctx, nn.Identity(), lambda params, x, names: {})
 
 
 def hand_made(objective: str, logits: Tensor, y: Tensor, teacher: Tensor) -> Tensor:
