@@ -68,11 +68,25 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def node(group: str, name: str) -> dict[str, Any]:
-    """The node that a file makes, with what it takes from another file of the group."""
-    with Composer() as composer:
-        composed = composer.compose([f"{group}={name}"]).config[group]
-    assert isinstance(composed, dict)
-    return composed
+    """A file with what its defaults list brings in."""
+    loaded = yaml.safe_load(choices(group)[name].read_text())
+    assert isinstance(loaded, dict)
+    whole: dict[str, Any] = {}
+    for entry in loaded.pop("defaults", []):
+        if isinstance(entry, str):
+            whole |= {} if entry == "_self_" else node(group, entry)
+            continue
+        ((place, choice),) = entry.items()
+        other, _, key = place.removeprefix("/").partition("@")
+        if key == "_here_":
+            whole |= node(other, choice)
+            continue
+        inside = whole
+        *parents, last = key.split(".")
+        for parent in parents:
+            inside = inside.setdefault(parent, {})
+        inside[last] = node(other, choice)
+    return whole | loaded
 
 
 def write_images(folder: Path) -> None:
