@@ -220,6 +220,16 @@ def _data(arguments: list[str]) -> int:
         return data_command.run(chosen)
 
 
+def _merge(arguments: list[str]) -> int:
+    from hybridfl import merge_command
+
+    parser = _parser("merge")
+    merge_command.add_arguments(parser)
+    chosen = parser.parse_intermixed_args(arguments)
+    _find_users_modules()
+    return merge_command.run(chosen)
+
+
 def _list(arguments: list[str]) -> int:
     from hybridfl.config import GROUPS, check_folder, choices
 
@@ -252,5 +262,9 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "compare": (_compare, "Tables from finished runs: means over seeds, differences, rounds and bytes to a target."),
     "show": (_show, "What a run was, how far it got and how well it did."),
     "data": (_data, "Which data sets are at hand, and downloads of the public ones."),
+    "merge": (
+        _merge,
+        "Saved models into one, by mean, TIES, SLERP and others; with --on the loss barriers between them.",
+    ),
     "list": (_list, "The choices of the config groups."),
 }

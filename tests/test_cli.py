@@ -35,10 +35,10 @@ def refuse(*_: object, **__: object) -> None:
 def test_help_names_every_command(line: list[str]) -> None:
     answer = call(*line)
     assert answer.status == 0
-    assert all(f"  {name}" in answer.out for name in ("train", "split", "compare", "show", "list"))
+    assert all(f"  {name}" in answer.out for name in ("train", "split", "compare", "show", "merge", "list"))
 
 
-@pytest.mark.parametrize("command", ["train", "split", "compare", "show", "list"])
+@pytest.mark.parametrize("command", ["train", "split", "compare", "show", "merge", "list"])
 def test_every_command_has_help(command: str) -> None:
     answer = call(command, "--help")
     assert answer.status == 0
@@ -98,7 +98,9 @@ def test_list_of_a_preset_shows_the_line_below_the_package(tmp_path: Path) -> No
     assert ["mine", "What I study."] in [line.split(maxsplit=1) for line in answer.out.splitlines()]
 
 
-@pytest.mark.parametrize("line", [["--help"], ["list"], ["list", "dataset"], ["train", "--help"], ["split", "--help"]])
+@pytest.mark.parametrize(
+    "line", [["--help"], ["list"], ["list", "dataset"], ["train", "--help"], ["split", "--help"], ["merge", "--help"]]
+)
 def test_help_and_list_import_nothing_heavy(line: list[str]) -> None:
     code = (
         "import sys; from hybridfl.cli import main; status = main(sys.argv[1:]); "

@@ -1,4 +1,4 @@
-"""Weights from files: the model of round 0 (``start=FILE``).
+"""Weights from files: the model of round 0 (``start=FILE``), and what ``hybridfl merge`` reads.
 
 Files from elsewhere call the same tensors otherwise. A net may say so in a class attribute ``key_map``, part of a dotted
 name → what stands for it in the net: with ``{"module": "", "bn1": "norm1", "layer1": "stages.0"}`` the file's
@@ -49,7 +49,7 @@ def read_weights(path: Path, like: Model, key_map: Mapping[str, str] | None = No
             "start", f"got '{path}'. {hint} Or a file of weights (.safetensors, .pt, .th); there is none of that name."
         )
     wanted = {**like.params, **like.buffers}
-    tensors = _renamed(_read(path), wanted, key_map or {})
+    tensors = _renamed(read_tensors(path), wanted, key_map or {})
     note = _without_head(tensors, wanted)
     kept = {name for name in wanted if name.endswith(COUNTER)}
     if note:
@@ -104,7 +104,12 @@ def _hint(missing: list[str], extra: list[str]) -> str:
     return ""
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, key: str = "start") -> dict[str, Tensor]:
+    """What a ``.safetensors`` file or a ``torch.save``d state dict holds, on the CPU.
+
+    Raises:
+        ConfigError: under ``key``: it cannot be read as weights.
+    """
     from safetensors.torch import load_file
 
     try:
@@ -113,11 +118,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken file makes a reader raise
         problem = f"cannot read '{path}' as weights ({type(error).__name__})"
-        raise ConfigError("start", f"{problem}; expected safetensors, or a state dict saved by torch.save.") from error
+        raise ConfigError(key, f"{problem}; expected safetensors, or a state dict saved by torch.save.") from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
-        raise ConfigError("start", f"'{path}' holds no name → tensor dict.")
+        raise ConfigError(key, f"'{path}' holds no name → tensor dict.")
     return loaded
 
 
