@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hybridfl import params as P
 from hybridfl import probes
-from hybridfl.activations import activations
+from hybridfl.activations import inputs_of
 from hybridfl.config import Composer, choices
 from hybridfl.local import Task, Workbench, run_task
 from hybridfl.merging.barrier import barrier
@@ -364,14 +364,15 @@ class Twice(nn.Module):
 
 def test_inputs_are_caught_and_hooks_removed() -> None:
     net, x = Twice(), torch.randn(4, 3)
-    found = activations(lambda: net(x), net, ["head", "layer", "idle"])
-    assert list(found) == ["head", "layer"]
+    found = inputs_of(lambda: net(x), net, ["head", "layer", "idle"])
+    assert list(found) == ["head", "layer", "idle"]
     once = net.layer(x)
-    assert torch.equal(found["layer"], torch.cat([x, once]))
-    assert torch.equal(found["head"], torch.relu(net.layer(once)))
-    assert not found["head"].requires_grad
+    assert torch.equal(torch.cat(found["layer"]), torch.cat([x, once]))
+    assert torch.equal(found["head"][0], torch.relu(net.layer(once)))
+    assert found["idle"] == []
+    assert not found["head"][0].requires_grad
     with pytest.raises(RuntimeError, match="shapes"):
-        activations(lambda: net(torch.zeros(1, 5)), net, ["layer", "head"])
+        inputs_of(lambda: net(torch.zeros(1, 5)), net, ["layer", "head"])
     assert not any(module._forward_pre_hooks for module in net.modules())
 
 
