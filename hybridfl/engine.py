@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from hybridfl import params as P
 from hybridfl.behaviour import random_update
@@ -97,7 +97,8 @@ class Engine:
     Attributes:
         rounds: of the whole run; births that would arrive later are not trained.
         max_bad_rounds: consecutive rounds with a non-finite result after which the run stops.
-        server_start_steps: steps on the server's examples before round 0 (``start=server``).
+        start: who works before round 0: the ``server`` on its examples, every client alone (``solo``), or nobody.
+        start_steps: how many steps.
     """
 
     federation: Federation
@@ -105,26 +106,35 @@ class Engine:
     executor: Executor
     rounds: int
     max_bad_rounds: int = 3
-    server_start_steps: int = 0
+    start: Literal["server", "solo"] | None = None
+    start_steps: int = 0
 
     def __post_init__(self) -> None:
         federation, count = self.federation, self.federation.work.count
         steps = [count(federation.examples(client)) for client in range(federation.clients.number)]
-        self.schedule = Schedule(federation.clients, self.rounds, federation.seed, steps)
+        # Peers all work in every round.
+        clients = replace(federation.clients, per_round=1.0) if federation.topology else federation.clients
+        self.schedule = Schedule(clients, self.rounds, federation.seed, steps)
 
     def begin(self) -> Snapshot:
-        """The snapshot before round 0, after the work that ``start=server`` asks for."""
-        if not self.server_start_steps:
+        """The snapshot before round 0, after the work that ``start`` asks for."""
+        if self.start is None:
             return Snapshot(0, self.method.init(self.federation))
         # A copy: beginning twice must not train twice, and a run that continues from a checkpoint never begins.
-        federation, steps = copy.copy(self.federation), self.server_start_steps
-        job = Job(SERVER, federation.fresh_model(), steps=steps, tag="start")
-        (outcome,) = self.executor.run(federation.bench, [task_of(federation, job, 0, self.rounds, occurrence=0)])
-        if not math.isfinite(outcome.result.loss) or not P.all_finite(outcome.result.model):
-            raise HybridflError("start=server diverged; try a smaller client_optimizer.lr.")
-        federation.start = outcome.result.model
-        macs = federation.macs_of(outcome.passes)
-        return Snapshot(0, self.method.init(federation), costs=Costs().work(SERVER, macs, steps))
+        federation, costs = copy.copy(self.federation), Costs()
+        solo = self.start == "solo"
+        workers = federation.clients.trainers(federation.seed) if solo else [SERVER]
+        jobs = [Job(k, federation.fresh_model(k), steps=self.start_steps, tag="start") for k in workers]
+        tasks = [task_of(federation, job, 0, self.rounds, occurrence=0) for job in jobs]
+        starts: dict[int, Model] = {}
+        for who, outcome in zip(workers, self.executor.run(federation.bench, tasks), strict=True):
+            if not math.isfinite(outcome.result.loss) or not P.all_finite(outcome.result.model):
+                raise HybridflError(f"start={self.start} diverged; try a smaller client_optimizer.lr.")
+            starts[who] = outcome.result.model
+            costs = costs.work(who, federation.macs_of(outcome.passes), self.start_steps)
+        federation.start = starts.pop(SERVER, federation.start)
+        federation.starts = starts
+        return Snapshot(0, self.method.init(federation), costs=costs)
 
     def checked(self, state: Any) -> State:
         """A method's new state, if it is one and the global model it serves is finite."""
@@ -192,12 +202,15 @@ class _Turn:
             index=self.index,
             total=engine.rounds,
             clients=[arrival.client for arrival in self.born],
-            cohort=self.federation.clients.cohort_of(self.index),
+            cohort=self.federation.clients.cohort_of(self.index)
+            if self.federation.topology is None
+            else len(self.born),
             work=self.federation.work,
             seed=self.federation.seed,
             task=self.federation.tasks.at(self.index),
             first_of_task=self.federation.tasks.begins(self.index),
             last_of_task=self.federation.tasks.ends(self.index),
+            mixing=None if self.federation.topology is None else self.federation.mixing(self.index),
         )
 
     def drive(self) -> State:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -45,6 +47,9 @@ class Federation:
         start: the model of round 0.
         tasks: which classes are on when.
         started: whether the start was trained or read, not random.
+        initial: whether all clients draw the same random weights.
+        starts: models that clients start from instead of ``start``.
+        topology: the graph of peers; ``None`` for a method with a server.
         reads_test: whether the pool holds the test part too, for a method that is an upper bound.
         build: the net of a width, its weights drawn from a stream of the run's own that a name tells apart.
         model_options: the keys of the model node that the program handles.
@@ -69,11 +74,14 @@ class Federation:
     model_options: ModelOptions
     scale: InputScale
     started: bool = False
+    initial: Literal["same", "different"] = "same"
+    starts: Mapping[int, Model] = field(default_factory=dict)
+    topology: Any = None
     reads_test: bool = False
     augment: Augment | None = None
 
     def fresh_model(self, participant: int = SERVER, width: float = 1.0, name: str = "") -> Model:
-        """The model a participant starts from, today the same for all; do not change its tensors in place.
+        """The model a participant starts from; do not change its tensors in place.
 
         Args:
             width: of the net.
@@ -83,10 +91,26 @@ class Federation:
             ConfigError: the run starts from trained weights, which a narrow or further model does not have.
         """
         if width == 1 and not name:
-            return self.start
+            if self.initial == "different" and participant not in self.starts and participant != SERVER:
+                return self._own_start(participant)
+            return self.starts.get(participant, self.start)
         if self.started:
             raise ConfigError("start", "must be random: this method starts from several models or narrower ones.")
         return initial_model(self.build(width, name), self.device, self.dtype)
+
+    def _own_start(self, client: int) -> Model:
+        if client not in self._drawn:
+            self._drawn[client] = initial_model(self.build(1.0, f"client {client}"), self.device, self.dtype)
+        return self._drawn[client]
+
+    @cached_property
+    def _drawn(self) -> dict[int, Model]:
+        return {}
+
+    def mixing(self, round: int) -> NDArray[np.float64]:
+        """The mixing matrix ``(clients, clients)`` of a round, for a method of peers."""
+        matrix: NDArray[np.float64] = self.topology.mixing(self.clients.number, self.seed, round)
+        return matrix
 
     def net_at(self, width: float) -> nn.Module:
         """The template module of a width."""

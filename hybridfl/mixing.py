@@ -1,7 +1,7 @@
 """Mixing matrices: made from a graph of peers, and measured by how fast they bring models together.
 
-W is ``(agents, agents)``; W[i, j] is the weight of agent j's model in agent i's mean, θ_i ← Σ_j W[i, j] θ_j. A matrix that is
-doubly stochastic keeps the mean of all models, one that is symmetric besides lets each pair agree on one weight.
+W is ``(agents, agents)``; W[i, j] is the weight of agent j's model in agent i's mean, θ_i ← Σ_j W[i, j] θ_j. A matrix
+that is doubly stochastic keeps the mean of all models; one that is symmetric, too, has one weight for each pair.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Adjacency = NDArray[np.bool_]
 def metropolis(adjacency: Adjacency) -> Matrix:
     """Metropolis weights, W[i, j] = 1 / (1 + max(d_i, d_j)) on edges, d the degrees; an agent keeps what is left.
 
-    Symmetric and doubly stochastic on every undirected graph, at least 1 / (1 + d_i) on the diagonal, and known to an agent
-    from its neighbours' degrees alone. Xiao, Boyd, Lall 2005 (IPSN), after the local-degree weights 1 / max(d_i, d_j)
-    of Xiao, Boyd 2004 (Systems & Control Letters 53), which may leave an agent nothing of its own model.
+    Symmetric and doubly stochastic on every undirected graph, at least 1 / (1 + d_i) on the diagonal, and known to an
+    agent from its neighbours' degrees alone. Xiao, Boyd, Lall 2005 (IPSN), after the local-degree weights
+    1 / max(d_i, d_j) of Xiao, Boyd 2004 (Systems & Control Letters 53), which may leave an agent nothing of its own.
 
     Raises:
         ValueError: no undirected graph without loops.

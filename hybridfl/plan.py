@@ -40,11 +40,15 @@ from hybridfl.rng import torch_seed
 from hybridfl.tasks import Tasks
 from hybridfl.types import Method, Model
 
+STARTS = ("random", "server", "solo")
+"""Values of ``start`` beside the name of a file."""
 RESULTS_VERSION = 1
 """Raised when the same config gives other numbers than before."""
 
 
 class Topology(Protocol):
+    """A config node of the group ``topology``; one of peers has ``mixing`` too, see :mod:`hybridfl.topology`."""
+
     def name_for(self, method: Method) -> str: ...
 
 
@@ -64,6 +68,7 @@ class Settings:
     rounds: PositiveInt = 60
     start: str = "random"
     start_steps: PositiveInt = 200
+    initial: Literal["same", "different"] = "same"
     classes: tuple[NonNegativeInt, ...] | str | None = None
     tasks: Tasks = field(default_factory=Tasks)
     evaluate_every: PositiveInt = 1
@@ -126,7 +131,8 @@ class Plan:
             self.settings.executor,
             self.settings.rounds,
             self.settings.max_bad_rounds,
-            self.settings.start_steps if self.settings.start == "server" else 0,
+            "server" if self.settings.start == "server" else "solo" if self.settings.start == "solo" else None,
+            self.settings.start_steps,
         )
 
     def stored_config(self) -> dict[str, Any]:
@@ -182,7 +188,9 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
     def build_at(width: float, name: str) -> nn.Module:
         return with_policy(build_net(node, dataset, settings.seed, width, name), options.batch_norm)
 
-    file = None if settings.start in ("random", "server") else Path(settings.start).expanduser()
+    file = None if settings.start in STARTS else Path(settings.start).expanduser()
+    if file is not None and settings.initial != "same":
+        raise ConfigError("initial", f"got {settings.initial}, but start={settings.start} is the same for all.")
     if file is not None:
         weights = read_weights(file, weights.model, getattr(net, "key_map", None))
     net = with_policy(net, options.batch_norm)
@@ -205,6 +213,8 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
         model_options=options,
         scale=scale,
         started=settings.start != "random",
+        initial=settings.initial,
+        topology=settings.topology if settings.topology.name_for(method) == "peers" else None,
         reads_test=method.upper_bound,
         augment=augment,
     )
@@ -214,6 +224,9 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
         raise ConfigError("start", f"got server, but the server owns no labelled examples; try {labels_by}.")
     key = composed.method_key
     check_method(method, federation, settings.topology.name_for(method), f"{key}={composed.method_name}", labels_by)
+    if method.topology == "peers":
+        with _under("topology"):
+            federation.mixing(0)
     try:
         method.init(federation)
     except ConfigError as error:
@@ -340,7 +353,8 @@ def _canonical(node: Any) -> Any:
         return {key: _canonical(value) for key, value in node.items()}
     if isinstance(node, list):
         return [_canonical(value) for value in node]
-    return int(node) if isinstance(node, float) and node.is_integer() else node
+    # But 1 can be one client and 1.0 all of them.
+    return int(node) if isinstance(node, float) and node.is_integer() and node != 1 else node
 
 
 def _outside_targets(node: Any) -> Iterator[str]:

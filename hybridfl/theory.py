@@ -1,18 +1,18 @@
 """When to mix a local with a global model, and how much: closed forms for scalar mean estimation.
 
-Grimberg, Hartley, Karimireddy, Jaggi 2021, arXiv 2110.12946, claim that some positive weight on the global model lowers
-the expected squared error of a local one whose variance is not zero (C1), that the benefit is a function of the weight
-used and the optimal weight (C2), and leave vectors to future work (C3). Only abstract and first page were at hand: every
-formula here is derived from what these claims require, none is a theorem of the paper by number.
+Grimberg, Hartley, Karimireddy, Jaggi 2021, arXiv 2110.12946, claim that some positive weight on the global model
+lowers the expected squared error of a local one whose variance is not zero (C1), that the benefit is a function of the
+weight used and the optimal weight (C2), and leave vectors to future work (C3). Only abstract and first page were at
+hand: every formula here is derived from what these claims require, none is a theorem of the paper by number.
 
 Symbols. Client i has n_i independent samples of mean μ_i and finite variance s_i². L is their mean, unbiased, with
-v_L = Var L = s_i²/n_i. G is any estimator with finite variance v_G = Var G, c = Cov(L, G) and bias d = E[G] - μ_i for this
-client. D = E[(L - G)²]. The mixture is T(a) = (1 - a) L + a G: the weight a is on the global model. Nothing is assumed
-about shapes, equal variances or where the clients come from. v_L is the variance over redrawn data sets, not over the noise
-of an optimiser.
+v_L = Var L = s_i²/n_i. G is any estimator with finite variance v_G = Var G, c = Cov(L, G) and bias d = E[G] - μ_i for
+this client. D = E[(L - G)²]. The mixture is T(a) = (1 - a) L + a G: the weight a is on the global model. Nothing is
+assumed about shapes, equal variances or where the clients come from. v_L is the variance over redrawn data sets, not
+over the noise of an optimiser.
 
 Arguments are numbers or arrays that broadcast; the result has the broadcast shape. Impossible values are a ValueError
-that names the argument. Where L and G never differ every weight is as good as any other, and the optimal one is given as 0.
+that names the argument. Where L and G never differ every weight is as good as any other; the optimal one is given as 0.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def optimal_weight(v_L: Real, v_G: Real, d: Real = 0.0, c: Real = 0.0) -> Real:
     Assumes E[L] = μ_i and finite second moments. With c = 0, that is G independent of the client's samples, it is
     v_L / (v_L + v_G + d²): within [0, 1], and positive exactly if v_L is (C1). With c it may leave [0, 1].
 
-    For vectors with a diagonal curvature it holds coordinate by coordinate (extension M2): give arrays of the diagonals.
+    For vectors with a diagonal curvature it holds for each coordinate (extension M2): give arrays of the diagonals.
     """
     v_L, v_G, d, c = _moments(v_L, v_G, d, c)
     return _ratio(v_L - c, v_L + v_G - 2 * c + d**2)
@@ -131,9 +131,9 @@ def expected_benefit_fraction(relative_rmse: Real) -> Real:
 def others_mean(n: Array, mu: Array, s2: Array) -> Moments:
     """F7: for every client, the moments of the n-weighted mean of the others' samples, which leaves its own out.
 
-    v_G = Σ_{j≠i} n_j s_j² / N_-i², d = Σ_{j≠i} n_j (μ_j - μ_i) / N_-i with N_-i = Σ_{j≠i} n_j, and c = 0. Assumes samples
-    that are independent between clients and finite variances. For the mean over all clients, own data inside, pass the
-    result on to :func:`with_own_data` with w = n_i / N.
+    v_G = Σ_{j≠i} n_j s_j² / N_-i², d = Σ_{j≠i} n_j (μ_j - μ_i) / N_-i with N_-i = Σ_{j≠i} n_j, and c = 0. Assumes
+    samples that are independent between clients and finite variances. For the mean over all clients, own data inside,
+    pass the result on to :func:`with_own_data` with w = n_i / N.
 
     Args:
         n, mu, s2: samples, means and variances of the clients' data, ``(K,)``, K ≥ 2.
@@ -187,8 +187,8 @@ def pooled_weight(v: Array, L: Array) -> Array:
     """For every client, v_i / (v_i + v_G + t² (1 + 1/(K - 1))) with one t² for all, v_G = Σ_{j≠i} v_j / (K - 1)².
 
     t² = max(0, Var_k(L_k) - mean_k v_k), the moment estimate of the variance between clients (analysis of variance;
-    DerSimonian and Laird 1986 for equal n). Assumes clients' means that are independent draws of one distribution, about
-    equal n, and for G the plain mean of the other clients' L.
+    DerSimonian and Laird 1986 for equal n). Assumes clients' means that are independent draws of one distribution,
+    about equal n, and for G the plain mean of the other clients' L.
 
     Args:
         v: estimates of Var L_k, ``(…, K)``; their mean over k for all where variances are alike.

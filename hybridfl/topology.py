@@ -53,8 +53,8 @@ class Peers(ABC):
             seed: of the run; only random graphs depend on it.
 
         Raises:
-            ConfigError: there is no such graph of so many agents. Its key is an option of the graph, or empty where only
-                another number of agents helps.
+            ConfigError: there is no such graph of so many agents. Its key is an option of the graph, or empty where
+                only another number of agents helps.
         """
         return metropolis(self.adjacency(agents, seed, round))
 
@@ -86,8 +86,8 @@ class Torus(Peers):
     """A grid whose edges meet: four neighbours each, weights 1/5.
 
     Args:
-        rows, columns: the grid's sides, at least 3 or neighbours would coincide; ``None`` is what makes the grid nearest to a
-            square. Agent r · columns + c stands in row r and column c.
+        rows, columns: the grid's sides, at least 3 or neighbours would coincide; ``None`` is what makes the grid
+            nearest to a square. Agent r · columns + c stands in row r and column c.
     """
 
     rows: Side | None = None
@@ -113,11 +113,10 @@ class Torus(Peers):
         if not fitting:
             near_rows, near_columns = min(grids, key=self._misfit)
             key = "columns" if self.rows in (None, near_rows) else "rows"
-            raise ConfigError(
-                key,
-                f"got {getattr(self, key)}: no torus of {agents} agents with sides of at least 3 has rows={_said(self.rows)} "
-                f"and columns={_said(self.columns)}; nearest valid: rows={near_rows}, columns={near_columns}.",
-            )
+            sides = f"rows={_said(self.rows)} and columns={_said(self.columns)}"
+            problem = f"no torus of {agents} agents with sides of at least 3 has {sides}"
+            near_sides = f"rows={near_rows}, columns={near_columns}"
+            raise ConfigError(key, f"got {getattr(self, key)}: {problem}; nearest valid: {near_sides}.")
         return min(fitting, key=lambda grid: abs(grid[0] - grid[1]))
 
     def _misfit(self, grid: tuple[int, int]) -> int:
@@ -129,9 +128,9 @@ class Bipartite(Peers):
     """The last two agents are hubs that talk to all others but not to each other; leaves only talk to the hubs.
 
     For N ≥ 4 agents every edge has weight 1/(N - 1), a leaf keeps (N - 3)/(N - 1) of its own model and a hub 1/(N - 1):
-    0.25, 0.5 and 0.25 for N = 5. Saadati et al. 2024, arXiv 2404.08079, whose code (GitHub, nsaadati/DIMAT) cuts 1/(N - 1) to two
-    decimals and gives hub and leaf what is then left; the exact value is used here. For N = 3, where a leaf would keep
-    nothing, the weights are 1/3.
+    0.25, 0.5 and 0.25 for N = 5. Saadati et al. 2024, arXiv 2404.08079, whose code (GitHub, nsaadati/DIMAT) cuts
+    1/(N - 1) to two decimals and gives hub and leaf what is then left; the exact value is used here. For N = 3, where a
+    leaf would keep nothing, the weights on the two edges are 1/3.
     """
 
     def adjacency(self, agents: int, seed: int, round: int = 0) -> Adjacency:

@@ -252,6 +252,7 @@ class Round:
         seed: of the run.
         task: number of the task in the stream; 0 without one.
         first_of_task, last_of_task: whether the round begins and ends its task.
+        mixing: the mixing matrix ``(clients, clients)`` of peers; ``None`` with a server.
     """
 
     index: int
@@ -263,6 +264,7 @@ class Round:
     task: int = 0
     first_of_task: bool = False
     last_of_task: bool = False
+    mixing: np.ndarray | None = None
     reports: list[tuple[str, int | None, float]] = field(default_factory=list)
 
     def rng(self, purpose: str, participant: int | None = None) -> np.random.Generator:

@@ -217,7 +217,7 @@ def test_equal_clients_without_differences_all_take_the_mean() -> None:
 
 @pytest.mark.parametrize(("d", "expected"), [(0, 0.37), (0.2, 0.59), (0.5, 1.25), (1, 1.39), (3, 1.04)])
 def test_one_distance_cannot_tell_bias_from_noise(d: float, expected: float) -> None:
-    """Risk over local risk of the moment estimator at v_L = 0.1, v_G = 0.005, the variance estimated from 30 samples."""
+    """Risk over local risk of the moment estimator at v_L = 0.1, v_G = 0.005, with v_L estimated from 30 samples."""
     rng, v_L, v_G = np.random.default_rng(3), 0.1, 0.005
     L, G = np.sqrt(v_L) * rng.standard_normal(500_000), d + np.sqrt(v_G) * rng.standard_normal(500_000)
     v_hat = v_L * rng.chisquare(29, 500_000) / 29

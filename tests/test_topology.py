@@ -1,4 +1,4 @@
-"""Graphs of peers and their mixing matrices: what every one of them keeps, what is known of each, and what is refused."""
+"""Graphs of peers and their mixing matrices: what all of them keep, what is known of each, what is refused."""
 
 from __future__ import annotations
 

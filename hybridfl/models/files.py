@@ -44,7 +44,7 @@ def read_weights(path: Path, like: Model, key_map: Mapping[str, str] | None = No
         ConfigError: under the key ``start``: no such file, not weights, or names and shapes that do not fit the net.
     """
     if not path.is_file():
-        hint = nearest(str(path), ("random", "server"))
+        hint = nearest(str(path), ("random", "server", "solo"))
         raise ConfigError(
             "start", f"got '{path}'. {hint} Or a file of weights (.safetensors, .pt, .th); there is none of that name."
         )
