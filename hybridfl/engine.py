@@ -342,7 +342,7 @@ class _Turn:
     def told(self, task: Task, outcome: Outcome) -> Outcome:
         """What the participant says it found: some send noise instead of their update."""
         job, role = task.job, self.federation.roles.get(task.job.participant)
-        if role != "random_updates" or job.is_measurement or job.returns != "all":
+        if role != "random_updates" or job.returns != "all":
             return outcome
         # The task's own seed tells apart all jobs of a run.
         rng = stream(self.federation.seed, "random updates", task.torch_seed)

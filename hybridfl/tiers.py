@@ -44,7 +44,7 @@ def ladder(tiers: Tiers, rungs: int) -> tuple[float, ...]:
     ratios = sorted(_ratios(str(tiers)) if isinstance(tiers, str | int) else tiers)
     if not ratios:
         raise ConfigError("tiers", "got []: needs a width or more; nearest valid value: null, every client is 1 wide.")
-    return tuple(ratios[min(len(ratios) - 1, -(-len(ratios) * i // rungs))] for i in range(rungs))
+    return tuple(ratios[len(ratios) * i // rungs] for i in range(rungs))
 
 
 def allot(

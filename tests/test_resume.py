@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -119,6 +121,9 @@ def test_clients_of_every_kind_continue_where_they_were_interrupted(monkeypatch:
     assert log.count("continues after round") == 2
     assert "results lost on the way" in log
     assert "differently" not in log
+    split = json.loads((run / "split.json").read_text())
+    assert Counter(split["roles"].values()) == {"held_out": 1, "noisy_inputs": 2, "random_updates": 3}
+    assert split["noisy_clients"] == []
     ends = {int(row["round"]): float(row["sim_seconds"]) for row in rows(run / "metrics.csv")}
     assert list(ends.values()) == sorted(ends.values())
     assert len(set(ends.values())) == 9
