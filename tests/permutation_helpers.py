@@ -126,17 +126,33 @@ class PositionGate(nn.Module):
 
 
 class Odd(nn.Module):
-    """A gated linear unit, halves that are normalised apart, and a layer that runs twice."""
+    """A gated linear unit, thirds of which one is normalised and one a softmax, and a layer that runs twice."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.turn, self.head = nn.Linear(192, 16), nn.Linear(8, 8), nn.Linear(8, 5)
+        self.embed, self.turn, self.head = nn.Linear(192, 24), nn.Linear(12, 12), nn.Linear(12, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         gated, gate = self.embed(x.flatten(1)).chunk(2, 1)
         x = gated * gate.sigmoid()
-        x = torch.cat([F.layer_norm(x[:, :4], (4,)), F.softmax(x[:, 4:], 1)], 1)
+        x = torch.cat([F.layer_norm(x[:, :4], (4,)), F.softmax(x[:, 4:8], 1), x[:, 8:]], 1)
         return self.head(F.relu(self.turn(F.relu(self.turn(x)))))
+
+
+class Padded(nn.Module):
+    """Constant channels that a norm makes features of, constants around positions, and a pooling that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm, self.conv2 = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 5, 3)
+        self.pool, self.head = nn.MaxPool2d(2), nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.conv1(x))
+        side = (len(x), 1, *x.shape[2:])
+        x = torch.cat([x.new_zeros(side), x, torch.zeros(side, dtype=x.dtype)], 1)
+        x = self.conv2(F.pad(F.relu(self.norm(x)), (1, 1, 1, 1)))
+        return self.head(F.pad(self.pool(F.relu(x + 1)), (0, 1)).mean((2, 3)))
 
 
 def plain(norm: Callable[[int], nn.Module]) -> nn.Module:
@@ -209,6 +225,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "squeeze": squeeze,
     "gated": gated,
     "odd": Odd,
+    "padded": Padded,
 }
 
 

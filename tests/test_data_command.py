@@ -24,12 +24,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from cli_helpers import Answer, call, program
 
 from hybridfl import data_command, fetch
 from hybridfl.build import build
-from hybridfl.config import choices
+from hybridfl.config import Composer, choices
 from hybridfl.data.cifar import CIFAR10
 from hybridfl.data.cifar100 import CIFAR100
 from hybridfl.data.downloads import About, Download
@@ -607,7 +606,7 @@ def test_a_list_of_nothing_needs_no_torch_and_no_network() -> None:
     table, below = parsed(out)
     assert list(table) == list(choices("dataset"))
     assert below == []
-    assert {name for name, row in table.items() if row["state"] == "built in"} == {"digits", "synthetic"}
+    assert {name for name, row in table.items() if row["state"] == "built in"} == {"digits", "domains", "synthetic"}
     assert {row["state"] for row in table.values()} == {"missing", "built in"}
     assert {name for name, row in table.items() if row["fetch"] == "yes"} == {
         "mnist", "fashion_mnist", "cifar10", "cifar100", "usps",
@@ -708,7 +707,8 @@ def test_the_size_of_a_folder_is_that_of_its_files(monkeypatch: pytest.MonkeyPat
 
 
 def reader_of(name: str) -> Any:
-    return build(yaml.safe_load(choices("dataset")[name].read_text()), "dataset")
+    with Composer() as composer:
+        return build(composer.compose([f"dataset={name}"]).config["dataset"], "dataset")
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ from hybridfl.executors import sequential
 from hybridfl.local import Outcome, Task, Workbench, run_task
 from hybridfl.methods.base import Facts
 from hybridfl.plan import Plan
+from hybridfl.tasks import Tasks
 from hybridfl.types import SERVER, Model, Served
 
 
@@ -344,7 +345,7 @@ def draw(data: Dataset, **changes: Any) -> Drawn:
         "min_test": 1,
         "seed": 0,
     }
-    return draw_split(data, **{**options, **changes}, load=unread)
+    return draw_split(data, **{**options, **changes}, load=unread, tasks=Tasks().stream(data.classes, 1, 0))
 
 
 def test_the_servers_domains_are_nobody_elses() -> None:

@@ -809,6 +809,6 @@ def test_updates_are_those_of_the_clients_and_stale_ones_stay_as_they_are() -> N
 def test_the_method_serves_the_global_model_to_all() -> None:
     played = play(rounds=1)
     for participant in (SERVER, 0, 5):
-        ((model, weight),) = played.plan.method.serve(played.states[-1], participant)
+        ((model, weight, *_),) = played.plan.method.serve(played.states[-1], participant)
         assert model is played.states[-1]["global"]
         assert weight == 1

@@ -381,8 +381,9 @@ def measured(net: nn.Module, x: Tensor, y: Tensor, probe: Any, chunk: int = 3) -
     bench = Workbench(net.double(), x.double(), y, chunk)
     model = Model(P.clone(dict(net.named_parameters())), P.clone(dict(net.named_buffers())))
     job = Job(0, model, steps=0, probes={"it": probe})
-    outcome = run_task(bench, Task(job, SGD(), 0, torch.arange(len(x)), 0, stream(0, "t"), 0))
-    return outcome.result.probes["it"], outcome.measured
+    task = Task(job, SGD(), 0, torch.arange(len(x)), 0, 1, stream(0, "t"), 0, None, stream(0, "n"))
+    outcome = run_task(bench, task)
+    return outcome.result.probes["it"], outcome.passes[1.0]
 
 
 CONVOLUTIONS = {

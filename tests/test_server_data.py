@@ -36,6 +36,7 @@ from hybridfl.evaluation import Evaluator
 from hybridfl.methods.base import Facts
 from hybridfl.methods.oracle import Oracle
 from hybridfl.plan import DataCache, Plan
+from hybridfl.tasks import Tasks
 from hybridfl.types import SERVER
 
 OTHER = (
@@ -87,7 +88,11 @@ def dataset(
 def draw(data: Dataset, server_data: Any, other: Dataset | None = None, **changes: Any) -> Drawn:
     options: dict[str, Any] = {"partitioning": IID(), "clients": 4, "client_validation": 0.0, "min_test": 1, "seed": 0}
     return draw_split(
-        data, server_data=server_data, **{**options, **changes}, load=unread if other is None else of(other)
+        data,
+        server_data=server_data,
+        **{**options, **changes},
+        load=unread if other is None else of(other),
+        tasks=Tasks().stream(data.classes, 1, 0),
     )
 
 

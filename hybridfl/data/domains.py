@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from hybridfl.build import PositiveInt
 from hybridfl.data.conversion import Form, converted
 from hybridfl.data.dataset import Dataset, Examples, Reader
+from hybridfl.data.downloads import About
 from hybridfl.errors import ConfigError, nearest
 
 MIDDLE = 127.5  # of 0 … 255: mean and deviation of every channel, FedBN's
@@ -37,6 +38,8 @@ class Domains:
         name: of the whole, for messages and tables.
     """
 
+    licence: ClassVar[str] = "that of each of its sets"
+
     sets: Mapping[str, Reader]
     domains: tuple[str, ...] | None = None
     size: PositiveInt = 32
@@ -55,6 +58,16 @@ class Domains:
             for number, name in enumerate(names):
                 if name not in self.sets:
                     raise ConfigError(f"{key}[{number}]", f"got '{name}'. {nearest(name, self.sets)}")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What the sets read, see :mod:`hybridfl.data.downloads`."""
+        return tuple(file for name in self._chosen for file in About.of(self.sets[name]).files or ())
+
+    @property
+    def by_hand(self) -> str:
+        """Where the files come from; nothing to say if all sets are built in."""
+        return f"It consists of other sets: get {', '.join(self._chosen)} each by its own name." if self.files else ""
 
     @property
     def _chosen(self) -> tuple[str, ...]:

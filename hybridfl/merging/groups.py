@@ -113,7 +113,7 @@ def _blocks(members: set[int], norms: list[Rows]) -> tuple[Rows, Rows]:
         met = [row for row in rows if row & members]
         if all(row >= members for row in met):
             continue
-        if not all(row <= members for row in met) or sum(map(len, met)) > len(members):
+        if sum(map(len, met)) > len(members):  # others are in these rows too, or a unit is in several
             return [], met
         if blocks and set(map(frozenset, blocks)) != set(map(frozenset, met)):
             return [], min(blocks, met, key=len)
