@@ -347,14 +347,17 @@ def _replaced(node: Mapping[str, Any], key: list[str], value: str) -> dict[str, 
     return {**node, name: _replaced(node[name], further, value) if further else value}
 
 
-def _canonical(node: Any) -> Any:
-    """The same config whichever way its numbers are written: 4 and 4.0 are one."""
+def _canonical(node: Any, key: str = "") -> Any:
+    """The same config whichever way its numbers are written: 4 and 4.0 are one.
+
+    But not 1 and 1.0 of the clients, which may be one client and all of them.
+    """
     if isinstance(node, Mapping):
-        return {key: _canonical(value) for key, value in node.items()}
+        return {name: _canonical(value, key or name) for name, value in node.items()}
     if isinstance(node, list):
-        return [_canonical(value) for value in node]
-    # But 1 can be one client and 1.0 all of them.
-    return int(node) if isinstance(node, float) and node.is_integer() and node != 1 else node
+        return [_canonical(value, key) for value in node]
+    whole = isinstance(node, float) and node.is_integer()
+    return int(node) if whole and not (key == "clients" and node == 1) else node
 
 
 def _outside_targets(node: Any) -> Iterator[str]:

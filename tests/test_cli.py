@@ -316,6 +316,11 @@ def test_numbers_written_otherwise_are_the_same_run() -> None:
     assert len(folders) == 1
 
 
+def test_one_client_and_all_of_them_are_two_runs() -> None:
+    folders = {done(*TINY, "baseline=fedavg", f"clients.per_round={size}", "rounds=1") for size in ("1", "1.0")}
+    assert len(folders) == 2
+
+
 def test_a_path_may_begin_with_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     folder = done(*TINY, "baseline=fedavg", "output_dir=~/results")

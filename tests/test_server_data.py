@@ -167,7 +167,7 @@ def test_a_set_in_the_same_form_is_not_touched_even_if_its_values_are_no_intensi
 @pytest.mark.parametrize(
     ("options", "other", "key", "problem"),
     [
-        ({}, {"classes": 5}, "labels", "got task: other has 5 classes and the clients' task 3; use own or none"),
+        ({}, {"classes": 4}, "labels", "got task: other has 4 classes and the clients' task 3; use own or none"),
         ({"classes": (1, 4)}, {"classes": 5}, "labels", "server_data.classes from 0 to 2"),
         ({"classes": (7,), "labels": "own"}, {"classes": 5}, "classes", "got 7: the classes are 0 to 4"),
         ({"examples": 61}, {}, "examples", "got 61: there are 60 training examples of other; .* 60"),
@@ -196,9 +196,16 @@ def test_classes_within_the_task_are_its_labels_and_more_can_be_own_ones() -> No
     assert np.bincount(drawn.pool.y[servers(drawn)]).tolist() == [5, 0, 5]
     drawn = draw(data, other_node(examples=20, labels="own", validation=0.5), other)
     assert np.bincount(drawn.pool.y[servers(drawn)]).tolist() == [4] * 5
-    # The validation view is balanced over the own classes; none is taken for one of another domain.
-    assert np.bincount(drawn.pool.y[drawn.split.server_val]).tolist() == [2] * 5
     assert drawn.split.class_counts.shape == (4, 3)
+
+
+def test_a_validation_view_tells_classes_of_its_own_and_domains_apart() -> None:
+    """Five classes in two domains are ten cells, although the clients' task has three classes."""
+    other = dataset("other", classes=5, domains=("c", "d"), seed=7)
+    drawn = draw(dataset(), other_node(examples=60, labels="own", validation=0.5), other)
+    val = drawn.split.server_val
+    cells = np.stack([drawn.pool.domain[val], drawn.pool.y[val]])
+    assert np.unique(cells, axis=1, return_counts=True)[1].tolist() == [3] * 10
 
 
 def test_the_clients_own_domains_stay_apart_from_the_servers() -> None:

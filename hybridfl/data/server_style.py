@@ -97,7 +97,7 @@ def _blur(x: Images, strength: float, white: float, rng: np.random.Generator) ->
 def _rotate(x: Images, degrees: float, white: float, rng: np.random.Generator) -> Images:
     from scipy.ndimage import rotate
 
-    return np.asarray(rotate(x, degrees, axes=(3, 2), reshape=False, order=1, mode="nearest"), dtype=np.float32)
+    return np.asarray(rotate(x, degrees, axes=(2, 3), reshape=False, order=1, mode="nearest"), dtype=np.float32)
 
 
 def _noise(x: Images, strength: float, white: float, rng: np.random.Generator) -> Images:
