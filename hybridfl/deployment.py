@@ -48,12 +48,15 @@ class Deployment:
         if where == "all":
             return everybody
         owner = SERVER if where == "server" else participant
-        # A server without examples of its own can only ask for everybody's statistics.
-        return (owner,) if owner in everybody else everybody
+        # One without two examples of its own, as a batch needs them, can only ask for everybody's statistics.
+        return (owner,) if len(self._rows((owner,))) > 1 else everybody
+
+    def _rows(self, owners: tuple[int, ...]) -> torch.Tensor:
+        """Positions of their training examples of the tasks so far."""
+        return self.federation.rows(SERVER, View(owners=owners, tasks="seen"), max(self.round - 1, 0))
 
     def _reestimated(self, served: Served, owners: tuple[int, ...]) -> Served:
-        federation = self.federation
-        rows = federation.rows(SERVER, View(owners=owners, tasks="seen"), max(self.round - 1, 0))
+        federation, rows = self.federation, self._rows(owners)
         # Batches of one size, so that each counts the same.
         parts = torch.tensor_split(rows, -(-len(rows) // federation.chunk))
         batches = (federation.bench.x[part] for part in parts)

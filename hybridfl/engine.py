@@ -295,10 +295,8 @@ class _Turn:
 
     def sound(self, job: Job, outcome: Outcome) -> Result | None:
         """The result if it is finite; otherwise it is dropped and said so."""
-        result = outcome.result
-        finite = job.is_measurement or math.isfinite(result.loss)
-        if finite and P.all_finite([result.model, result.probes]):
-            return result
+        if _finite(job, outcome.result):
+            return outcome.result
         self.bad = True
         self.notes.append(
             f"round {self.index + 1}: {_name(job.participant)} returned a non-finite loss, update or statistic; dropped"
@@ -335,9 +333,11 @@ class _Turn:
         if job.participant == SERVER:
             return outcome
         names, result = self.federation.kept_names, outcome.result
+        if not _finite(job, result):
+            return outcome  # not to be used, nor to start from again
         if not job.is_measurement:
             self.kept = keeping(self.kept, job.participant, job.tag, picked(result.model, names))
-        return replace(outcome, result=as_seen(job, result, names))
+        return replace(outcome, result=as_seen(job.start, result, names))
 
     def told(self, task: Task, outcome: Outcome) -> Outcome:
         """What the participant says it found: some send noise instead of their update."""
@@ -346,7 +346,8 @@ class _Turn:
             return outcome
         # The task's own seed tells apart all jobs of a run.
         rng = stream(self.federation.seed, "random updates", task.torch_seed)
-        return replace(outcome, result=random_update(outcome.result, self.federation.clients.random_scale, rng))
+        noise = random_update(outcome.result, self.federation.clients.random_scale, rng)
+        return replace(outcome, result=as_seen(outcome.result.start, noise, self.federation.kept_names))
 
     def task(self, job: Job) -> Task:
         self.move_raw_data(job)
@@ -396,6 +397,11 @@ def task_of(federation: Federation, job: Job, round: int, rounds: int, occurrenc
     shuffle, seed = stream(federation.seed, "local", *keys), torch_seed(federation.seed, "net", *keys)
     noise = stream(federation.seed, "augmentation", *keys)
     return Task(job, work, steps, rows, round, rounds, shuffle, seed, federation.augment, noise, classes)
+
+
+def _finite(job: Job, result: Result) -> bool:
+    """Whether a result can be used; a measurement has no loss."""
+    return (job.is_measurement or math.isfinite(result.loss)) and P.all_finite([result.model, result.probes])
 
 
 def _kind(value: Any) -> str:

@@ -104,7 +104,7 @@ class _Evaluation:
         clients = self.clients("clients", training)
         clients |= self.clients("held_out", {k: e for k, e in personal.items() if k not in trainers})
         self.served(training)
-        self.widths()
+        self.widths(trainers)
         self.alternatives(clients)
         self.validation(shared, personal)
         return Scores(self.rows, list(clients.values()))
@@ -191,12 +191,13 @@ class _Evaluation:
         if chosen:
             self.whole("served", [personal[k] for k in chosen])
 
-    def widths(self) -> None:
+    def widths(self, trainers: set[int]) -> None:
         for width in self.method.widths:
             shared = self.deployed(SERVER, width)
             if shared:
                 self.whole(f"global/width={width:g}", [shared])
-            self.clients(f"clients/width={width:g}", self.personal(partial(self.deployed, width=width)))
+            personal = self.personal(partial(self.deployed, width=width))
+            self.clients(f"clients/width={width:g}", {k: e for k, e in personal.items() if k in trainers})
 
     def alternatives(self, clients: dict[int, Row]) -> None:
         """Rows of the participants' other models, and columns beside the clients' own rows."""

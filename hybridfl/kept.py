@@ -9,19 +9,33 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from torch import Tensor
+
 from hybridfl.params import Params
-from hybridfl.types import Job, Model, Result
+from hybridfl.types import Model, Result
 
 Kept = Mapping[str, Mapping[str, Params]]
 """Participant (a number as text) → tag of the job → tensors by name."""
 
 
 def own(model: Model, kept: Kept, participant: int, tag: str) -> Model:
-    """The model with the tensors that the participant has kept, if it has any."""
+    """The model with the tensors that the participant has kept, if it has any.
+
+    Of a nested net at another width than the participant trains, the entries that both widths have.
+    """
     mine = kept.get(str(participant), {}).get(tag)
     if not mine:
         return model
-    return Model(*({name: mine.get(name, tensor) for name, tensor in part.items()} for part in model))
+    return Model(*({n: _over(t, mine[n]) if n in mine else t for n, t in part.items()} for part in model))
+
+
+def _over(served: Tensor, mine: Tensor) -> Tensor:
+    if served.shape == mine.shape:
+        return mine
+    both = tuple(slice(0, min(sizes)) for sizes in zip(served.shape, mine.shape, strict=True))
+    out = served.clone()
+    out[both] = mine[both]
+    return out
 
 
 def without(model: Model, names: Collection[str]) -> Model:
@@ -40,10 +54,10 @@ def keeping(kept: Kept, participant: int, tag: str, tensors: Params) -> Kept:
     return {**kept, str(participant): mine}
 
 
-def as_seen(job: Job, result: Result, names: Collection[str]) -> Result:
-    """The result with the tensors of these names as the job, in the method's eyes, started from them."""
-    before = {**job.start.params, **job.start.buffers}
+def as_seen(start: Model, result: Result, names: Collection[str]) -> Result:
+    """The result as a method sees it: begun from ``start``, whose tensors of these names it still has."""
+    before = {**start.params, **start.buffers}
     model = Model(
         *({n: before[n] if n in names and n in before else t for n, t in part.items()} for part in result.model)
     )
-    return replace(result, start=job.start, model=model)
+    return replace(result, start=start, model=model)

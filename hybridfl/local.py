@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hybridfl import params as P
 from hybridfl.activations import inputs_of
 from hybridfl.data.augmentation import Augment
+from hybridfl.merging.slices import sliced
 from hybridfl.optimizers import LocalWork, batches, clipped, learning_rates
 from hybridfl.params import Params
 from hybridfl.types import Apply, Batch, Job, Model, ProbeInput, Result, State
@@ -248,13 +249,16 @@ def _measure(bench: Workbench, task: Task, theta: Params, buffers: Params, passe
 
 
 def _applier(bench: Workbench, task: Task, buffers: Params, passes: Counter[float]) -> Apply:
-    """The task's net as a function, which counts what goes through it."""
+    """The task's net as a function, which counts what goes through it; a narrower one has slices of the buffers."""
 
     def apply(params: Params, x: Tensor, /, width: float | None = None) -> Tensor:
         width = task.job.width if width is None else width
         # With derivatives wanted, a pass backward is on its way.
         passes[width] += len(x) * (TRAINING_PASSES if torch.is_grad_enabled() else 1)
-        logits = run_net(bench.net_at(width), params, buffers, x)
+        net, own = bench.net_at(width), buffers
+        if width != task.job.width:
+            own = sliced(buffers, {name: tensor.shape for name, tensor in net.named_buffers()})
+        logits = run_net(net, params, own, x)
         return logits if task.classes is None else only(logits, task.classes)
 
     return apply

@@ -230,7 +230,8 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
     try:
         method.init(federation)
     except ConfigError as error:
-        raise error.under(key) from error
+        # What a method asks of the federation can fail under the keys of the run.
+        raise error if error.key.partition(".")[0] in ("model", "start") else error.under(key) from error
     files = {"start": file} if file else {}
     files |= {f"partitioning.{option}": path for option, path in getattr(settings.partitioning, "files", {}).items()}
     return Plan(composed, settings, drawn, federation, method, digest_of(composed, drawn, files), weights.notes)

@@ -77,9 +77,13 @@ class ScoredSet:
     def _run(self, ensemble: Sequence[Served], x: Tensor, y: Tensor) -> Scored:
         total = sum(served.weight for served in ensemble)
         mixed = torch.zeros((), device=x.device, dtype=x.dtype)
+        chunk = self.federation.chunk
+        # With statistics of the batch a short last one would be scored by those of a few examples.
+        parts = x.tensor_split(-(-len(x) // chunk)) if self.transductive else x.split(chunk)
         for served in ensemble:
             net = self.federation.net_at(served.width)
-            mixed = mixed + predict(net, served.model, x, self.federation.chunk) * (served.weight / total)
+            logits = torch.cat([predict(net, served.model, part, len(part)) for part in parts])
+            mixed = mixed + logits * (served.weight / total)
         if self.classes is not None:
             mixed = only(mixed, self.classes)
         correct = (mixed.argmax(1) == y).double()

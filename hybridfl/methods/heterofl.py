@@ -1,7 +1,7 @@
 """HeteroFL. Diao, Ding, Tarokh, ICLR 2021, arXiv 2010.01264; and its slimmable variant of Split-Mix's experiments.
 
-One net, of which a client trains the slice its device can run. Layers whose outputs HeteroFL divides by their width during
-training (its scaler) are not: under a normalisation by the batch or by groups it has no effect.
+One net, of which a client trains the slice its device can run. HeteroFL's scaler, which divides the outputs of layers by
+their width during training, is left out: before a normalisation by the batch or by groups it has no effect.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class HeteroFL(Facts):
 
     Args:
         serve_widths: widths that are evaluated beside each client's own.
-        masked_loss: clients leave out classes that a batch does not have, as the paper does.
+        masked_loss: logits of classes that a batch does not have are 0; the paper's are those that the client lacks.
     """
 
     def __init__(self, serve_widths: tuple[Width, ...] = (0.125, 0.25, 0.5, 1.0), masked_loss: bool = False) -> None:
@@ -39,7 +39,7 @@ class HeteroFL(Facts):
 
     def init(self, federation: Federation) -> State:
         model, shapes = federation.fresh_model(), {}
-        for width in {*federation.widths, *self.widths, 1.0}:
+        for width in sorted({*federation.widths, *self.widths, 1.0}):
             net = federation.net_at(width)
             shapes[_key(width)] = {n: list(t.shape) for n, t in (*net.named_parameters(), *net.named_buffers())}
             if shapes[_key(width)].keys() != {*model.params, *model.buffers}:
@@ -88,6 +88,16 @@ class SlimmableHeteroFL(HeteroFL):
     ) -> None:
         super().__init__(serve_widths, masked_loss)
         self.duplicate_weights = duplicate_weights
+
+    def init(self, federation: Federation) -> State:
+        state, policy = super().init(federation), federation.model_options.batch_norm
+        narrow = state["shapes"][_key(min(federation.widths))]
+        shared = any(list(t.shape) != narrow[name] for name, t in state["global"].buffers.items())
+        if shared and policy in ("average", "local"):
+            # Yu et al. 2019, section 3.3
+            problem = f"got {policy}: several widths trained together cannot share running statistics"
+            raise ConfigError("model.batch_norm", f"{problem}; nearest valid choice: batch (or reestimate).")
+        return state
 
     def _job(self, state: State, client: int) -> Job:
         budget = state["budgets"][client]

@@ -24,7 +24,10 @@ Width = Annotated[float, Range(above=0, high=1)]
 
 
 def masked_cross_entropy(apply: Apply, theta: Params, params: Params, batch: Batch, ctx: Mapping[str, Any]) -> Tensor:
-    """Cross-entropy in which the logits of classes absent from the batch are 0 (HeteroFL's masking, arXiv 2010.01264)."""
+    """Cross-entropy in which the logits of classes absent from the batch are 0.
+
+    HeteroFL (arXiv 2010.01264) masks the classes that a client lacks, the code of Split-Mix those that a batch lacks.
+    """
     logits = apply(params, batch.x)
     present = F.one_hot(batch.y, logits.shape[1]).amax(0)
     return F.cross_entropy(logits * present, batch.y)
@@ -34,13 +37,13 @@ class SplitMix(Facts):
     """Base nets in a cyclic order that all clients share and that is carried over the rounds.
 
     In a round, client k with budget R trains floor(R / r) bases: the next one of the order, and others drawn without
-    replacement. A base that nobody trained keeps its weights.
+    replacement. Each is trained on its own, in batches of its own. A base that nobody trained keeps its weights.
 
     Args:
         base_width: r; there are floor(1 / r) bases.
         serve_widths: widths that are evaluated beside each client's own; each is served by its first floor(R / r) bases.
         rescale_init: initial weights of all layers but the first are those of the full-width net in scale: times √r.
-        masked_loss: clients leave out classes that a batch does not have.
+        masked_loss: logits of classes that a batch does not have are 0, see :func:`masked_cross_entropy`.
     """
 
     def __init__(
@@ -53,16 +56,16 @@ class SplitMix(Facts):
         self.base_width, self.rescale_init, self.masked_loss = base_width, rescale_init, masked_loss
         for number, width in enumerate(serve_widths):
             if bases(width, base_width) < 1:
-                problem = f"got {width:g}, narrower than a base; the narrowest valid width is {base_width:g}."
+                problem = f"got {width:g}: narrower than a base; nearest valid value: {base_width:g}."
                 raise ConfigError(f"serve_widths[{number}]", problem)
         self.widths = tuple(serve_widths)
 
     def init(self, federation: Federation) -> State:
         number = bases(1.0, self.base_width)
         budgets = list(federation.widths)
-        if min(budgets) < self.base_width - 1e-9:
-            problem = f"got {self.base_width:g}, but a client can only run {min(budgets):g}; the largest valid value"
-            raise ConfigError("base_width", f"{problem} is {min(budgets):g}.")
+        if bases(min(budgets), self.base_width) < 1:
+            problem = f"got {self.base_width:g}, but a client can only run a width of {min(budgets):g}"
+            raise ConfigError("base_width", f"{problem}; nearest valid value: {min(budgets):g}.")
         models = [federation.fresh_model(width=self.base_width, name=f"base {i}" if i else "") for i in range(number)]
         if self.rescale_init:
             models = [Model(_rescaled(model.params, math.sqrt(self.base_width)), model.buffers) for model in models]
@@ -105,5 +108,5 @@ def _tag(number: int) -> str:
 
 
 def _rescaled(params: Params, factor: float) -> Params:
-    inner = [name for name, tensor in params.items() if tensor.dim() > 1][1:]
+    inner = [name for name, tensor in params.items() if tensor.dim() > 1 and name.endswith("weight")][1:]
     return {name: tensor * factor if name in inner else tensor for name, tensor in params.items()}
