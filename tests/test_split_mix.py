@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Any
 
 import helpers
 import pytest
 import torch
 import torch.nn.functional as F
+from run_helpers import recorded, rows, stored
 from torch import nn
 
-from hybridfl import experiment
-from hybridfl.checkpoints import pack, unpack
-from hybridfl.engine import Engine, Snapshot
 from hybridfl.errors import ConfigError
-from hybridfl.evaluation import Evaluator
-from hybridfl.local import Outcome, Task, Workbench
 from hybridfl.methods.split_mix import bases, masked_cross_entropy
 from hybridfl.params import nbytes, tensors
 from hybridfl.plan import Plan
-from hybridfl.types import SERVER, Batch, Job
+from hybridfl.types import SERVER, Batch
 
 MIX = ("merging=split_mix", "merging.base_width=0.25", "merging.serve_widths=[0.25,0.5,1.0]", "server_data=none")
 SMALL = ("model.hidden=[8,8]", "client_optimizer.epochs=1")
@@ -29,37 +24,6 @@ SMALL = ("model.hidden=[8,8]", "client_optimizer.epochs=1")
 
 def split_mix(*overrides: str) -> Plan:
     return helpers.plan(*MIX, *SMALL, *overrides)
-
-
-class Recorder:
-    """An executor that remembers the jobs of every round."""
-
-    def __init__(self, executor: Any) -> None:
-        self.executor = executor
-        self.rounds: list[list[Job]] = []
-
-    def run(self, bench: Workbench, tasks: list[Task]) -> list[Outcome]:
-        self.rounds.append([task.job for task in tasks])
-        outcomes: list[Outcome] = self.executor.run(bench, tasks)
-        return outcomes
-
-
-def recorded(plan: Plan, rounds: int) -> tuple[Engine, Recorder]:
-    engine = helpers.engine_of(plan, rounds=rounds)
-    engine.executor = recorder = Recorder(engine.executor)
-    return engine, recorder
-
-
-def stored(snapshot: Snapshot) -> Snapshot:
-    """As it comes back from a checkpoint."""
-    return experiment.unpacked(unpack(pack(experiment.packed(snapshot)), torch.device("cpu")))
-
-
-def rows(plan: Plan, snapshot: Snapshot) -> dict[str, dict[str, Any]]:
-    scores = Evaluator(plan.federation, plan.method, plan.settings.evaluation).score(
-        snapshot.state, snapshot.round, True
-    )
-    return {row["scope"]: row for row in scores.rows}
 
 
 # -- the order of the bases --------------------------------------------------------------------------------------------
@@ -119,12 +83,9 @@ def test_a_wider_client_trains_others_beside_the_one_whose_turn_it_is() -> None:
 def test_a_base_is_the_mean_over_those_who_trained_it() -> None:
     plan = split_mix("clients.tiers=[0.25,1.0]", "clients.per_round=5")
     engine, recorder = recorded(plan, 1)
-    run = engine.executor.run
-    kept: list[Outcome] = []
-    engine.executor.run = lambda bench, tasks: (kept.extend(run(bench, tasks)), kept)[1]  # type: ignore[method-assign]
     _, after = helpers.snapshots(engine)
     for number in range(4):
-        own = [o.result for o in kept if o.result.tag == (f"base {number}" if number else "")]
+        own = [o.result for o in recorder.outcomes if o.result.tag == (f"base {number}" if number else "")]
         total = sum(r.examples for r in own)
         for name, tensor in after.state["bases"][number].params.items():
             expected = sum(r.model.params[name] * (r.examples / total) for r in own)
