@@ -46,10 +46,11 @@ def by_hand(params: Params, x: Tensor, hidden: int) -> Tensor:
 )
 def test_the_narrowest_slice_receives_all_clients(name: str, copies: tuple[int, ...]) -> None:
     chosen, *more = name.split()
-    engine, recorder = recorded(hetero(chosen, *TIERS, *more), 1)
+    engine, recorder = recorded(hetero(chosen, *TIERS, *more, "dataset.train=123"), 1)
     before, after = (s.state["global"].params for s in helpers.snapshots(engine))
     results = [outcome.result for outcome in recorder.outcomes]
     assert sorted(r.participant for r in results) == list(range(6))
+    assert {r.examples for r in results} == {20, 21}
     sent = {r.participant: r.model.params["body.1.weight"] for r in results}
     assert [len(sent[k]) for k in range(6)] == [2, 2, 4, 4, 8, 8]
     for neuron in range(8):
