@@ -7,7 +7,7 @@ that is doubly stochastic keeps the mean of all models; one that is symmetric, t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -53,6 +53,21 @@ def connected(adjacency: Adjacency) -> bool:
 def neighbours(matrix: Matrix, agent: int) -> list[int]:
     """The others whose models the agent mixes into its own, in order."""
     return [other for other in np.flatnonzero(matrix[agent]).tolist() if other != agent]
+
+
+def among(matrix: Matrix, present: Collection[int]) -> Matrix:
+    """The matrix of a round in which only these agents mix, and only with each other.
+
+    An agent's weights for those that are away go to its own model, and those keep theirs: what was symmetric and doubly
+    stochastic stays so.
+    """
+    there = np.zeros(len(matrix), dtype=bool)
+    there[list(present)] = True
+    if there.all():
+        return matrix
+    left: Matrix = np.where(np.outer(there, there), matrix, 0.0)
+    left[np.diag_indices(len(matrix))] += 1 - left.sum(1)
+    return left
 
 
 def spectral_gap(matrix: Matrix) -> float:

@@ -230,8 +230,11 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
     try:
         method.init(federation)
     except ConfigError as error:
-        # What a method asks of the federation can fail under the keys of the run.
-        raise error if error.key.partition(".")[0] in ("model", "start") else error.under(key) from error
+        # What does not suit the method may be no option of its own, but one of the run, such as the model.
+        refused = error.key.partition(".")[0]
+        if refused in composed.config and refused not in composed.config[key]:
+            raise
+        raise error.under(key) from error
     files = {"start": file} if file else {}
     files |= {f"partitioning.{option}": path for option, path in getattr(settings.partitioning, "files", {}).items()}
     return Plan(composed, settings, drawn, federation, method, digest_of(composed, drawn, files), weights.notes)

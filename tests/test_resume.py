@@ -91,7 +91,8 @@ def test_every_method_continues_where_it_was_interrupted(
     target = yaml.safe_load(choices(group)[name].read_text())["_target_"]
     delay = 1.5 if locate(target, group).asynchronous else 0  # type: ignore[attr-defined]
     # Momentum, because an optimiser's state is easily forgotten.
-    momentum = "baseline.momentum=0.9" if name == "server_only" else "client_optimizer.momentum=0.9"
+    elsewhere = {"server_only": "baseline.momentum=0.9", "qg_dsgdm": "baseline.beta=0.8"}
+    momentum = elsewhere.get(name, "client_optimizer.momentum=0.9")
     tiny = [text for text in TINY if name == "feddle" or not text.startswith("merging.")]
     line = (*tiny, f"{group}={name}", f"clients.delay={delay}", momentum, "clients.validation=0.2")
     line += ("evaluation.sample=2",)

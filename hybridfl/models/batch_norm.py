@@ -7,7 +7,7 @@ about them, and those of a merged net are those of none (Hsieh et al. 2020, arXi
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hybridfl import params as P
 from hybridfl.errors import ConfigError
 from hybridfl.models.options import BatchNormPolicy
+from hybridfl.params import Params
 from hybridfl.types import Model
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -68,7 +69,14 @@ def names(net: nn.Module) -> frozenset[str]:
     )
 
 
-def reestimated(net: nn.Module, model: Model, batches: Iterable[Tensor]) -> Model:
+def has_statistics(net: nn.Module) -> bool:
+    """Whether there are running statistics of BatchNorm layers in the net."""
+    return any(map(_tracks, _layers(net).values()))
+
+
+def reestimated(
+    net: nn.Module, model: Model, batches: Iterable[Tensor], run: Callable[[Params, Tensor], object] | None = None
+) -> Model:
     """The model with the running statistics that its parameters have on these batches.
 
     They are the plain averages over the batches of each batch's mean and unbiased variance, whatever was there before;
@@ -79,6 +87,8 @@ def reestimated(net: nn.Module, model: Model, batches: Iterable[Tensor]) -> Mode
         net: a template; its own tensors are neither read nor changed.
         model: parameters (shared with the result, not copied) and buffers.
         batches: inputs ``(b, …)``, at least one batch.
+        run: ``run(tensors, x)`` is a pass of this net with these parameters and buffers; ``None`` makes one that nobody
+            counts.
 
     Raises:
         ValueError: there are no batches.
@@ -89,6 +99,7 @@ def reestimated(net: nn.Module, model: Model, batches: Iterable[Tensor]) -> Mode
         for name in STATISTICS:  # of the averages, the first batch overwrites whatever is there
             buffers[f"{prefix}.{name}" if prefix else name].zero_()
     momenta = [layer.momentum for layer in layers.values()]
+    run = run or (lambda tensors, x: torch.func.functional_call(net, tensors, (x,)))
     net.eval()
     seen = 0
     try:
@@ -97,7 +108,7 @@ def reestimated(net: nn.Module, model: Model, batches: Iterable[Tensor]) -> Mode
             layer.momentum = None  # a cumulative average
         with torch.no_grad():
             for x in batches:
-                torch.func.functional_call(net, {**model.params, **buffers}, (x,))
+                run({**model.params, **buffers}, x)
                 seen += 1
     finally:
         for layer, momentum in zip(layers.values(), momenta, strict=True):
