@@ -33,7 +33,11 @@ ADDED = {"client_optimizer": {"lr_factors"}}
 
 HANDLED = {"model": ModelOptions}
 """Keys of the nodes of a group that the program handles itself; a file may hold any of them, with their defaults."""
-ADAPTED = {("model", "squeezenet"): ["dataset.shape=[1,17,17]"], ("model", "resnet18"): ["model.width=0.0625"]}
+ADAPTED = {
+    ("model", "squeezenet"): ["dataset.shape=[1,17,17]"],
+    ("model", "resnet18"): ["model.width=0.0625"],
+    ("experiment", "dimat_fashion"): ["start_steps=2"],
+}
 """What a file needs besides the small data: larger images, or to be made small itself."""
 
 READ = {

@@ -6,9 +6,10 @@ mixing matrix, statistics of BatchNorm made anew.
 
 The paper's full text could not be read; the algorithm is that of the authors' code (nsaadati/DIMAT). It merges, scores
 and then trains; a round here trains and then merges, which is the same sequence shifted by one local phase and scores the
-same models, those right after merging. With ``start=solo`` the metrics of round 0 are those of the agents alone, and the
-first round's show the gain of the first merge. The code looks at everybody's examples to match (``stats=all
-reset_batch_norm=all``), which agents that keep their data cannot; here the default is each agent's own.
+same models, those right after merging. So the first round's metrics show the first merge; what the agents scored without
+it are those of ``baseline=local_only``, which works on the same examples in the same order. The code looks at everybody's
+examples (``stats=all reset_batch_norm=all``), which agents that keep their data cannot; here the default is each agent's
+own.
 """
 
 from __future__ import annotations

@@ -1,0 +1,426 @@
+"""Peers that average and DIMAT: what mixing, alignment, momentum and statistics are, and what they cost."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator
+from dataclasses import replace
+
+import helpers
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hybridfl import params as P
+from hybridfl.engine import Record, Snapshot
+from hybridfl.errors import ConfigError
+from hybridfl.merging.alignment import specification
+from hybridfl.merging.permutation import permuted, random_permutations
+from hybridfl.methods.dimat import Dimat
+from hybridfl.methods.peer_average import PeerAverage, Rows, mean_of
+from hybridfl.mixing import among, consensus_distance, neighbours, spectral_gap
+from hybridfl.models import batch_norm
+from hybridfl.params import Params
+from hybridfl.plan import Plan
+from hybridfl.topology import Complete, Ring
+from hybridfl.types import SERVER, Job, Model, Results, Round, State
+
+STILL = "client_optimizer.lr=1e-300"
+"""So small a rate that in float64 local work leaves a model as it is, to the bit."""
+NARROW = ("model.hidden=[9,7]", "initial=different")
+WITH_BATCH_NORM = ("model=resnet20", "model.norm=batch", "model.width=0.125", "dataset.shape=[1,8,8]")
+FULL_BATCH = ("client_optimizer.batch_size=1000", "client_optimizer.lr=0.3")
+
+
+def step(plan: Plan, models: list[Model] | None = None, method: PeerAverage | None = None) -> tuple[Snapshot, Record]:
+    """One round, from these models if given."""
+    engine = helpers.engine_of(plan, method)
+    begun = engine.begin()
+    return engine.step(begun if models is None else replace(begun, state=begun.state | {"models": models}))
+
+
+def starts(plan: Plan) -> list[Model]:
+    return [plan.federation.fresh_model(k) for k in range(plan.federation.clients.number)]
+
+
+def logits(plan: Plan, model: Model) -> torch.Tensor:
+    net = copy.deepcopy(plan.federation.net).eval()
+    with torch.no_grad():
+        return torch.func.functional_call(net, {**model.params, **model.buffers}, (plan.federation.test[0],))
+
+
+def mixed_by_hand(W: np.ndarray, models: list[Params]) -> list[Params]:
+    stacked = {name: torch.stack([model[name] for model in models]) for name in models[0]}
+    weights = torch.from_numpy(W)
+    return [{name: torch.tensordot(row, t, 1) for name, t in stacked.items()} for row in weights]
+
+
+def reported(record: Record, name: str) -> list[float]:
+    return [number for found, _, number in record.reports if found == name]
+
+
+# -- alignment -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("match", ["activation", "weight"])
+@pytest.mark.parametrize("model", [("model.hidden=[9,7]",), ("model=cnn", "model.channels=[4,8]", "model.hidden=9")])
+def test_a_permuted_clone_merges_to_the_function_it_was(match: str, model: tuple[str, ...]) -> None:
+    plan = helpers.plan(
+        "merging=dimat", f"merging.match={match}", "clients.number=2", "clients.per_round=1", STILL, *model
+    )
+    net, start = plan.federation.net, plan.federation.start
+    spec = specification(net, (1, 4, 4))
+    clone = permuted(start, spec, random_permutations(spec, np.random.default_rng(0)))
+    after, record = step(plan, [start, clone])
+    for before, merged in zip([start, clone], after.state["models"], strict=True):
+        torch.testing.assert_close(logits(plan, merged), logits(plan, before), rtol=0, atol=1e-6)
+    assert max(reported(record, "fixed_points")) < 0.9
+    unaligned, _ = step(plan, [start, clone], Dimat(match="identity"))
+    assert (logits(plan, unaligned.state["models"][0]) - logits(plan, start)).abs().max() > 1e-2
+
+
+def test_a_permuted_clone_with_batch_norm() -> None:
+    """Its running statistics move with its units."""
+    line = ("merging=dimat", "clients.number=2", "clients.per_round=1", "model.batch_norm=frozen", STILL)
+    plan = helpers.plan(*line, *WITH_BATCH_NORM)
+    spec = specification(plan.federation.net, (1, 8, 8))
+    random = torch.Generator().manual_seed(0)
+    params, buffers = plan.federation.start
+    start = Model(
+        {n: t + 0.1 * torch.randn(t.shape, generator=random, dtype=t.dtype) for n, t in params.items()},
+        {n: t + torch.rand(t.shape, generator=random) if t.is_floating_point() else t for n, t in buffers.items()},
+    )
+    clone = permuted(start, spec, random_permutations(spec, np.random.default_rng(0)))
+    after, record = step(plan, [start, clone])
+    assert after.state["resets"] is False
+    assert max(reported(record, "fixed_points")) < 0.9
+    for before, merged in zip([start, clone], after.state["models"], strict=True):
+        torch.testing.assert_close(logits(plan, merged), logits(plan, before), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("match", ["activation", "weight", "identity"])
+def test_identical_models_are_a_fixed_point(match: str) -> None:
+    plan = helpers.plan("merging=dimat", f"merging.match={match}", STILL)
+    after, record = step(plan)
+    assert all(helpers.close(m.params, plan.federation.start.params, 1e-15) for m in after.state["models"])
+    assert reported(record, "consensus_distance")[0] < 1e-14
+    assert reported(record, "fixed_points") == ([] if match == "identity" else [1.0] * 5)
+
+
+def test_without_alignment_it_is_averaging() -> None:
+    plan = helpers.plan("merging=dimat", "merging.match=identity", *NARROW)
+    averaged = helpers.plan("baseline=peer_average", *NARROW)
+    ends = [helpers.snapshots(p.engine())[-1] for p in (plan, averaged)]
+    assert helpers.identical(*(end.state["models"] for end in ends))
+    still = helpers.plan("merging=dimat", "merging.match=identity", STILL, *NARROW)
+    expected = mixed_by_hand(Ring().mixing(5, 0), [model.params for model in starts(still)])
+    after, record = step(still)
+    for model, by_hand in zip(after.state["models"], expected, strict=True):
+        assert helpers.close(model.params, by_hand)
+    assert reported(record, "spectral_gap") == [spectral_gap(Ring().mixing(5, 0))]
+    assert reported(record, "consensus_distance") == [pytest.approx(consensus_distance(expected))]
+
+
+def test_alignment_brings_different_agents_nearer() -> None:
+    distances = []
+    for match in ("activation", "weight", "identity"):
+        plan = helpers.plan("merging=dimat", f"merging.match={match}", STILL, "topology=complete", *NARROW)
+        after, _ = step(plan)
+        first = after.state["models"][0].params
+        distances.append(float(P.norm(P.subtract(first, starts(plan)[0].params))))
+    assert distances[1] < distances[2]  # agreeing in weights is what it maximises
+    assert len(set(distances)) == 3
+
+
+class Backwards(Dimat):
+    """Agents and neighbours in reversed order."""
+
+    def mixed(
+        self, models: list[Model], rows: Rows, state: State, now: Round
+    ) -> Generator[list[Job], Results, dict[int, Model]]:
+        turned = {i: dict(reversed(row.items())) for i, row in reversed(rows.items())}
+        return (yield from super().mixed(models, turned, state, now))
+
+
+@pytest.mark.parametrize("match", ["activation", "weight", "identity"])
+def test_the_order_of_neighbours_does_not_matter(match: str) -> None:
+    plan = helpers.plan("merging=dimat", f"merging.match={match}", "topology=complete", *NARROW)
+    states = [step(plan, method=method)[0].state for method in (Dimat(match), Backwards(match))]  # type: ignore[arg-type]
+    assert helpers.identical(*states)
+
+
+def test_in_the_order_of_the_first_agent() -> None:
+    plan = helpers.plan("merging=dimat", "merging.anchor=agent0", "topology=complete", STILL, *NARROW)
+    after, record = step(plan)
+    models = after.state["models"]
+    alone, _ = step(helpers.plan("merging=dimat", "topology=complete", STILL, *NARROW))
+    assert helpers.close(models[0].params, alone.state["models"][0].params)
+    assert all(helpers.identical(model, models[0]) for model in models)
+    assert reported(record, "consensus_distance") == [0.0]
+    assert after.costs.bytes_peer == 8 * P.nbytes(P.tensors(models[0]))
+
+
+# -- steps and momentum ----------------------------------------------------------------------------------------------
+
+
+def gradients(plan: Plan, models: list[Params]) -> list[Params]:
+    """Of every agent's mean loss at its own model, by plain PyTorch."""
+    found, bench = [], plan.federation.bench
+    for k, model in enumerate(models):
+        leaves = {name: t.detach().clone().requires_grad_() for name, t in model.items()}
+        index = torch.from_numpy(plan.federation.owned(k))
+        out = torch.func.functional_call(bench.net, leaves, (bench.x[index],))
+        grads = torch.autograd.grad(F.cross_entropy(out, bench.y[index]), list(leaves.values()))
+        found.append(dict(zip(leaves, grads, strict=True)))
+    return found
+
+
+def test_decentralised_sgd_by_its_formula() -> None:
+    plan = helpers.plan("baseline=dsgd", "rounds=2", *FULL_BATCH, *NARROW)
+    W = Ring().mixing(5, 0)
+    models = [model.params for model in starts(plan)]
+    for snapshot in helpers.snapshots(plan.engine())[1:]:
+        moved = [P.add(x, g, -0.3) for x, g in zip(models, gradients(plan, models), strict=True)]
+        models = mixed_by_hand(W, moved)
+        assert snapshot.costs.local_steps == 5 * snapshot.round
+        for model, expected in zip(snapshot.state["models"], models, strict=True):
+            assert helpers.close(model.params, expected)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_quasi_global_momentum_by_its_formula(nesterov: bool) -> None:
+    options = ("baseline.beta=0.8", "baseline.mu=0.7", f"baseline.nesterov={str(nesterov).lower()}")
+    rates = ("client_optimizer.lr_decay=0.5", "client_optimizer.weight_decay=0.01")
+    plan = helpers.plan("baseline=qg_dsgdm", *options, *rates, *FULL_BATCH, *NARROW)
+    W = Ring().mixing(5, 0)
+    models = [model.params for model in starts(plan)]
+    momenta = [P.subtract(x, x) for x in models]
+    for t, snapshot in enumerate(helpers.snapshots(plan.engine())[1:]):
+        lr, moved = 0.3 * 0.5**t, []
+        for x, g, m in zip(models, gradients(plan, models), momenta, strict=True):
+            g = P.add(g, x, 0.01)
+            ahead = P.add(g, m, 0.8)
+            moved.append(P.add(x, P.add(g, ahead, 0.8) if nesterov else ahead, -lr))
+        mixed = mixed_by_hand(W, moved)
+        momenta = [
+            {name: 0.7 * m[name] + 0.3 * (x[name] - new[name]) / lr for name in m}
+            for m, x, new in zip(momenta, models, mixed, strict=True)
+        ]
+        models = mixed
+        for model, expected in zip(snapshot.state["models"], models, strict=True):
+            assert helpers.close(model.params, expected)
+        for found, momentum in zip(snapshot.state["momenta"], momenta, strict=True):
+            assert helpers.close(found, momentum)
+
+
+def test_with_more_steps_the_momentum_is_the_mean_displacement_of_one() -> None:
+    plan = helpers.plan("baseline=qg_dsgdm", "baseline.local_steps=3", "baseline.mu=0", "rounds=1", *NARROW)
+    (after,) = helpers.snapshots(plan.engine())[1:]
+    for start, model, momentum in zip(starts(plan), after.state["models"], after.state["momenta"], strict=True):
+        displacement = P.subtract(start.params, model.params)
+        assert helpers.close(momentum, {name: t / (3 * 0.1) for name, t in displacement.items()})
+
+
+def test_without_momentum_it_is_decentralised_sgd() -> None:
+    line = ("rounds=3", *NARROW)
+    plans = helpers.plan("baseline=qg_dsgdm", "baseline.beta=0", *line), helpers.plan("baseline=dsgd", *line)
+    ends = [helpers.snapshots(plan.engine())[-1].state["models"] for plan in plans]
+    assert all(helpers.close(a.params, b.params) for a, b in zip(*ends, strict=True))
+
+
+# -- statistics of BatchNorm -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["merging=dimat", "baseline=peer_average baseline.reset_batch_norm=own"])
+def test_running_statistics_are_those_of_the_agents_own_examples(method: str) -> None:
+    plan = helpers.plan(*method.split(), "clients.number=3", "client_optimizer.epochs=1", *WITH_BATCH_NORM)
+    federation = plan.federation
+    after, _ = step(plan)
+    layers = [module for module in federation.net.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {layer.momentum for layer in layers} == {0.1}
+    for k, model in enumerate(after.state["models"]):
+        x = federation.bench.x[torch.from_numpy(federation.owned(k))]
+        assert len(x) <= 100  # one batch
+        net = copy.deepcopy(federation.net).train()
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        buffers = P.clone(model.buffers)
+        with torch.no_grad():
+            torch.func.functional_call(net, {**model.params, **buffers}, (x,))
+        floating = [name for name, t in buffers.items() if t.is_floating_point()]
+        assert helpers.close({n: buffers[n] for n in floating}, {n: model.buffers[n] for n in floating}, 1e-10)
+
+
+def test_without_a_reset_running_statistics_are_averaged() -> None:
+    line = ("clients.number=3", "client_optimizer.epochs=1", *WITH_BATCH_NORM)
+    averaged, _ = step(helpers.plan("baseline=peer_average", *line))
+    reset, _ = step(helpers.plan("baseline=peer_average", "baseline.reset_batch_norm=own", *line))
+    one, two = averaged.state["models"][0], reset.state["models"][0]
+    name = next(name for name in one.buffers if name.endswith("running_mean"))
+    assert helpers.identical(one.params, two.params)
+    assert not torch.equal(one.buffers[name], two.buffers[name])
+    # On three agents a ring is complete: averages are all the same, estimates are not.
+    assert helpers.close(one.params, averaged.state["models"][1].params)
+    assert torch.equal(one.buffers[name], averaged.state["models"][1].buffers[name])
+    other = reset.state["models"][1].buffers[name]
+    assert not torch.equal(two.buffers[name], other)
+
+
+@pytest.mark.parametrize("policy", ["batch", "frozen", "local", "average", "reestimate"])
+def test_statistics_that_the_policy_leaves_alone(policy: str) -> None:
+    plan = helpers.plan("merging=dimat", "merging.match=identity", f"model.batch_norm={policy}", *WITH_BATCH_NORM)
+    assert plan.method.init(plan.federation)["resets"] is (policy in ("average", "reestimate"))
+    assert batch_norm.has_statistics(plan.federation.net) is (policy != "batch")
+
+
+# -- costs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line", ["merging=dimat", "merging=dimat merging.match=identity", "baseline=dsgd", "baseline=qg_dsgdm"]
+)
+@pytest.mark.parametrize(("graph", "sent"), [("ring", 10), ("complete", 20)])
+def test_what_a_round_sends(line: str, graph: str, sent: int) -> None:
+    plan = helpers.plan(*line.split(), f"topology={graph}", *NARROW)
+    costs = [snapshot.costs for snapshot in helpers.snapshots(plan.engine())]
+    size = P.nbytes(P.tensors(plan.federation.start))
+    assert [c.bytes_peer for c in costs] == [t * sent * size for t in range(4)]
+    assert {(c.bytes_up, c.bytes_down, c.server_macs) for c in costs} == {(0, 0, 0)}
+
+
+def test_what_a_round_computes() -> None:
+    plan = helpers.plan("merging=dimat", "merging.stats_examples=7", "rounds=1", *NARROW)
+    federation = plan.federation
+    examples = sum(federation.examples(k) for k in range(5))
+    sampled = sum(min(7, federation.examples(k)) for k in range(5))
+    after, _ = step(plan)
+    assert after.costs.macs == (3 * 2 * examples + 3 * sampled) * federation.forward_macs
+
+
+def test_what_a_round_with_batch_norm_computes() -> None:
+    """On a ring: three models' statistics, three models' activations, the merged model's statistics."""
+    options = ("merging.stats_examples=7", "client_optimizer.epochs=1", "partitioning=iid")
+    plan = helpers.plan("merging=dimat", *options, *WITH_BATCH_NORM)
+    after, _ = step(plan)
+    assert min(plan.federation.examples(k) for k in range(5)) >= 7
+    examples = sum(plan.federation.examples(k) for k in range(5))
+    assert after.costs.macs == (3 * examples + 5 * 7 * 7) * plan.federation.forward_macs
+
+
+@pytest.mark.parametrize(("stats", "owners"), [("own", 1), ("neighbours", 3), ("all", 5)])
+def test_whose_examples_are_looked_at(stats: str, owners: int) -> None:
+    plan = helpers.plan("merging=dimat", f"merging.stats={stats}", *NARROW)
+    assert plan.method.moves_raw_data is (owners > 1)
+    after, _ = step(plan)
+    assert len(after.moved) == 5 * (owners - 1)
+    model = P.nbytes(P.tensors(plan.federation.start))
+    raw = sum(plan.federation.examples(owner) for owner, *_ in after.moved) * plan.federation.example_bytes
+    assert after.costs.bytes_peer == 10 * model + raw
+
+
+def test_agents_that_were_trained_alone() -> None:
+    plan = helpers.plan("merging=dimat", "start=solo", "start_steps=4", *NARROW)
+    drawn = starts(plan)
+    begun = plan.engine().begin()
+    assert begun.costs.local_steps == 20
+    assert begun.costs.bytes_peer == begun.costs.bytes_up == begun.costs.bytes_down == 0
+    for k, (model, untrained) in enumerate(zip(begun.state["models"], drawn, strict=True)):
+        assert not helpers.close(model.params, untrained.params, 1e-6)
+        assert all(not helpers.close(model.params, begun.state["models"][j].params, 1e-2) for j in range(k))
+
+
+def test_there_is_no_global_model() -> None:
+    plan = helpers.plan("merging=dimat")
+    state = plan.engine().begin().state
+    assert plan.method.serve(state, SERVER) == []
+    assert [plan.method.serve(state, k)[0].model for k in range(5)] == state["models"]
+
+
+# -- agents that are away --------------------------------------------------------------------------------------------
+
+
+def test_agents_that_are_away_neither_send_nor_receive() -> None:
+    plan = helpers.plan("merging=dimat", "merging.match=identity", "clients.held_out=[2]", STILL, *NARROW)
+    models = [model.params for model in starts(plan)]
+    after, _ = step(plan)
+    third = 1 / 3
+    W = np.array(
+        [
+            [third, third, 0, 0, third],
+            [third, 2 * third, 0, 0, 0],
+            [0, 0, 1, 0, 0],
+            [0, 0, 0, 2 * third, third],
+            [third, 0, 0, third, third],
+        ]
+    )
+    for model, expected in zip(after.state["models"], mixed_by_hand(W, models), strict=True):
+        assert helpers.close(model.params, expected)
+    assert after.costs.bytes_peer == 6 * P.nbytes(P.tensors(plan.federation.start))
+
+
+def test_the_first_that_is_there_merges_for_all() -> None:
+    options = ("merging.anchor=agent0", "topology=complete", "clients.held_out=[0]")
+    plan = helpers.plan("merging=dimat", *options, STILL, *NARROW)
+    after, _ = step(plan)
+    untouched, *models = after.state["models"]
+    assert helpers.identical(untouched, starts(plan)[0])
+    assert all(helpers.identical(model, models[0]) for model in models)
+
+
+@pytest.mark.parametrize("present", [[0], [1, 3], [0, 2, 3], [0, 1, 2, 3, 4]])
+def test_a_matrix_among_those_present(present: list[int]) -> None:
+    for graph in (Ring(), Complete()):
+        full = graph.mixing(5, 0)
+        W = among(full, present)
+        assert W.sum(1) == pytest.approx(np.ones(5))
+        assert np.array_equal(W, W.T)
+        away = [k for k in range(5) if k not in present]
+        assert all(W[k, k] == 1 for k in away)
+        assert all(neighbours(W, k) == [j for j in neighbours(full, k) if j in present] for k in present)
+        off = ~np.eye(5, dtype=bool)[np.ix_(present, present)]
+        inside = np.ix_(present, present)
+        assert np.array_equal(W[inside][off], full[inside][off])
+
+
+def test_a_mean_in_the_order_of_the_agents() -> None:
+    models = {k: Model({"w": torch.tensor([0.1 * k])}, {}) for k in range(3)}
+    weights = {0: 0.5, 1: 0.3, 2: 0.2}
+    assert float(mean_of(models, weights).params["w"]) == pytest.approx(0.07)
+    turned = mean_of(dict(reversed(models.items())), dict(reversed(weights.items())))
+    assert helpers.identical(turned, mean_of(models, weights))
+
+
+# -- what does not fit -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("merging=dimat model=vit", r"^model: the net uses 'positions', .*, so its hidden units cannot be permuted"),
+        ("merging=dimat merging.anchor=agent0", r"merging\.anchor: got agent0.*: self, or topology=complete\."),
+        (
+            "merging=dimat model.batch_norm=local " + " ".join(WITH_BATCH_NORM),
+            r"merging\.match: got activation, but under model\.batch_norm=local .*: identity\.",
+        ),
+        ("merging=dimat topology=star", r"topology: got star, but merging=dimat needs peers; valid: auto, bipartite"),
+        ("merging=dimat merging.stats=mine", r"merging\.stats: got 'mine'.*own"),
+        ("baseline=qg_dsgdm client_optimizer=adam", r"client_optimizer\._target_: got Adam.*optimizers\.SGD\."),
+        ("baseline=qg_dsgdm client_optimizer.momentum=0.9", r"client_optimizer\.momentum: got 0\.9.*value: 0\."),
+        ("merging=dimat topology=torus", r"topology: got 5 agents: a torus"),
+    ],
+)
+def test_what_is_refused_before_the_first_round(line: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        helpers.plan(*line.split())
+
+
+def test_a_net_that_cannot_be_permuted_can_be_averaged() -> None:
+    assert helpers.plan("merging=dimat", "merging.match=identity", "model=vit").method
+    linear = helpers.plan("merging=dimat", "model.hidden=[]", "initial=different", STILL)
+    after, record = step(linear)
+    assert reported(record, "fixed_points") == [1.0] * 5
+    expected = mixed_by_hand(Ring().mixing(5, 0), [model.params for model in starts(linear)])
+    assert all(helpers.close(m.params, e) for m, e in zip(after.state["models"], expected, strict=True))
