@@ -83,18 +83,18 @@ def test_a_permuted_clone_merges_to_the_function_it_was(match: str, model: tuple
 
 def test_a_permuted_clone_with_batch_norm() -> None:
     """Its running statistics move with its units."""
-    line = ("merging=dimat", "clients.number=2", "clients.per_round=1", "model.batch_norm=frozen", STILL)
-    plan = helpers.plan(*line, *WITH_BATCH_NORM)
+    line = ("merging=dimat", "clients.number=2", "clients.per_round=1", STILL)
+    plan = helpers.plan(*line, *WITH_BATCH_NORM, "model.batch_norm=frozen")
     spec = specification(plan.federation.net, (1, 8, 8))
     random = torch.Generator().manual_seed(0)
     params, buffers = plan.federation.start
-    start = Model(
-        {n: t + 0.1 * torch.randn(t.shape, generator=random, dtype=t.dtype) for n, t in params.items()},
-        {n: t + torch.rand(t.shape, generator=random) if t.is_floating_point() else t for n, t in buffers.items()},
-    )
+    moved = {n: t + 0.3 * torch.randn(t.shape, generator=random, dtype=t.dtype) for n, t in params.items()}
+    free = helpers.plan("merging=dimat", *WITH_BATCH_NORM).federation
+    start = batch_norm.reestimated(free.net, Model(moved, buffers), [free.bench.x])
     clone = permuted(start, spec, random_permutations(spec, np.random.default_rng(0)))
     after, record = step(plan, [start, clone])
     assert after.state["resets"] is False
+    assert logits(plan, start).std(0).min() > 1e-2  # not all units are dead
     assert max(reported(record, "fixed_points")) < 0.9
     for before, merged in zip([start, clone], after.state["models"], strict=True):
         torch.testing.assert_close(logits(plan, merged), logits(plan, before), rtol=0, atol=1e-6)
