@@ -1,0 +1,268 @@
+"""Optimal model averaging. Grimberg, Hartley, Karimireddy, Jaggi 2021, arXiv 2110.12946.
+
+Every client deploys (1 - a) local + a global with a weight of its own. The paper has the theory for means of numbers
+(:mod:`hybridfl.theory`) and leaves vectors open: the estimates for nets are this project's, see
+:mod:`hybridfl.merging.averaging`.
+
+The theory is about a local model that has converged. Few steps from the global model are an average with it already,
+and then the right weight may be 0; hence the long local work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hybridfl import params as P
+from hybridfl.build import Fraction, PositiveFloat, PositiveInt, Range
+from hybridfl.errors import ConfigError
+from hybridfl.federation import Federation
+from hybridfl.local import cross_entropy
+from hybridfl.merging.averaging import (
+    Array,
+    Granularity,
+    Weights,
+    blocks,
+    mixed,
+    parabola,
+    plug_in,
+    pooled,
+    squared,
+)
+from hybridfl.methods.personalised import Personal, Personalised
+from hybridfl.params import Params
+from hybridfl.probes import DiagonalFisher, mean_loss
+from hybridfl.types import Apply, Batch, Job, Method, Model, Part, ProbeInput, Result, Results, Round, State, View
+
+Estimator = Literal["pooled", "split_half", "fisher", "val3", "grid", "oracle", "fixed"]
+Variance = Literal["split_half", "fisher"]
+Chosen = dict[int, tuple[Array, float | None]]
+"""Client → its weights by block and the predicted benefit, if there is a prediction."""
+READS: dict[str, Part] = {"val3": "val", "grid": "val", "oracle": "test"}
+"""Estimators that choose by the loss on a part of the client's data."""
+
+
+def half_loss(apply: Apply, theta: Params, params: Params, batch: Batch, ctx: Mapping[str, Any]) -> Tensor:
+    """Cross-entropy over the examples of the batch that ``ctx["half"]`` ``(n,)`` says; 0 where there are none."""
+    index = ctx["half"][batch.positions].nonzero().flatten()
+    if not len(index):
+        return torch.stack([0 * tensor.sum() for tensor in theta.values()]).sum()
+    return cross_entropy(apply, theta, params, Batch(batch.x[index], batch.y[index], batch.positions[index]), ctx)
+
+
+def told(seen: ProbeInput) -> Tensor:
+    """What the participant has worked out and now sends."""
+    statistics: Tensor = seen.ctx["statistics"]
+    return statistics
+
+
+class OptimalAveraging(Personalised):
+    """After the base method's rounds every client mixes its local model with the global one, block by block.
+
+    v, the local model's expected squared error, and D, its squared distance from the global one, give the weights:
+
+    - ``pooled``: one variance between clients for all. Clients send v and D of each block, the server returns weights.
+    - ``split_half``, ``fisher``: by the client's own v and D alone; nothing is sent.
+    - ``val3``, ``grid``: by losses on the client's validation examples; a parabola through three, or the best of a grid.
+      One weight for the whole model.
+    - ``oracle``: the best of the grid by the loss on the client's own test examples, an upper bound.
+    - ``fixed``: the same weight for all.
+
+    The global model knows the client's own data. The base method's rounds have mixed it in many times, so that no single
+    model of the client's could be taken off; therefore its share w = n_i/n of the examples of all clients that train is
+    taken for the weight of its local model in the global one (F3), which is exact for one round of FedAvg with everybody
+    whose clients do the same local work, and otherwise an approximation.
+
+    Weights of normalisation layers are mixed, BatchNorm's statistics are those of the local model; at the weight 1 those
+    of the global one (``model.batch_norm=reestimate`` takes them anew).
+
+    Args:
+        base, local_epochs, local_steps, every: as in :class:`hybridfl.methods.personalised.Personalised`.
+        estimator: of the weights.
+        variance: v of ``pooled``: ``split_half``, a quarter of the squared distance of two models trained like the local
+            one on two halves of the examples, or ``fisher``, the diagonal estimate F / (n (F + ridge)²).
+        ridge: of it; null is 1 / (lr · local steps), the strength at which early stopping resembles it.
+        granularity: one weight for the ``model`` or for each ``layer``, a module's weight and bias.
+        metric: in which v and D are measured, ``identity`` or the diagonal ``fisher`` information at the local model.
+        a_max: largest weight.
+        weight: of ``fixed``.
+        points: of the grid from 0 to 1.
+        own_data: whether w is accounted for; without, w = 0.
+    """
+
+    client_columns = ("weight", "variance", "bias", "predicted")
+
+    def __init__(
+        self,
+        base: Method,
+        local_epochs: PositiveInt = 10,
+        local_steps: PositiveInt | None = None,
+        every: PositiveInt | None = None,
+        estimator: Estimator = "pooled",
+        variance: Variance = "split_half",
+        ridge: PositiveFloat | None = None,
+        granularity: Granularity = "model",
+        metric: Literal["identity", "fisher"] = "identity",
+        a_max: Annotated[float, Range(above=0, high=1)] = 1.0,
+        weight: Fraction = 0.5,
+        points: Annotated[int, Range(low=2)] = 11,
+        own_data: bool = True,
+    ) -> None:
+        super().__init__(base, local_epochs, local_steps, every)
+        if estimator in READS and granularity != "model":
+            problem = f"got {granularity}, but estimator={estimator} finds one weight; nearest valid value: model."
+            raise ConfigError("granularity", problem)
+        self.estimator, self.ridge, self.metric = estimator, ridge, metric
+        self.granularity: Granularity = granularity
+        # An estimator of its own says how it estimates the variance.
+        self.variance = estimator if estimator in ("split_half", "fisher") else variance
+        self.plugs_in = estimator in ("pooled", "split_half", "fisher")
+        self.a_max, self.weight, self.points, self.own_data = a_max, weight, points, own_data
+        self.upper_bound = self.upper_bound or estimator == "oracle"
+
+    def init(self, federation: Federation) -> State:
+        state = super().init(federation)
+        trainers, sizes = state["trainers"], state["sizes"]
+        if self.plugs_in and len(trainers) < 2:
+            problem = f"got {self.estimator}, which needs two clients that train; nearest valid value: fixed."
+            raise ConfigError("estimator", problem)
+        if self.plugs_in and self.variance == "split_half" and min(sizes) < 2:
+            key = "variance" if self.estimator == "pooled" else "estimator"
+            problem = f"a client has {min(sizes)} example, which cannot be halved; nearest valid value: fisher."
+            raise ConfigError(key, f"got split_half, but {problem}")
+        part = READS.get(self.estimator)
+        if part and not all(federation.examples(k, part) for k in trainers):
+            hint = (
+                "give clients.validation, such as clients.validation=0.2" if part == "val" else "try estimator=pooled"
+            )
+            problem = f"got {self.estimator}, but a client has no examples in its '{part}' part; {hint}."
+            raise ConfigError("estimator", problem)
+        total = sum(sizes)
+        return state | {"shares": [size / total if self.own_data else 0.0 for size in sizes]}
+
+    def personalise(
+        self, state: State, shared: Model, now: Round
+    ) -> Generator[list[Job], Results, Mapping[int, Personal]]:
+        trainers: list[int] = state["trainers"]
+        halves = self._halves(state, shared, now) if self.plugs_in and self.variance == "split_half" else []
+        results = yield [*(self._local(k, shared, now) for k in trainers), *halves]
+        by_tag = {tag: {r.participant: r for r in results if r.tag == tag} for tag in ("local", "half 0", "half 1")}
+        local = by_tag["local"]
+        groups = blocks(shared.params, self.granularity)
+        if self.plugs_in:
+            if self.variance == "split_half":
+                # A client whose training went astray has no estimate; it deploys the global model.
+                local = {k: r for k, r in local.items() if k in by_tag["half 0"] and k in by_tag["half 1"]}
+            v, D = {}, {}
+            for k, result in local.items():
+                metric = result.probes["fisher"] if self.metric == "fisher" else None
+                pair = [by_tag[tag].get(k) for tag in ("half 0", "half 1")]
+                v[k] = squared(*self._errors(result, pair, metric, now), groups)
+                D[k] = squared(P.subtract(result.model.params, shared.params), metric, groups)
+            found = yield from self._weights(state, shared, v, D)
+            for k, weights in found.items():
+                now.report("variance", float(v[k].sum()), k)
+                now.report("bias", float(weights.bias.sum()), k)
+            chosen: Chosen = {k: (weights.a, float(weights.benefit.sum())) for k, weights in found.items()}
+        elif self.estimator == "fixed":
+            chosen = {k: (np.full(len(groups), min(self.weight, self.a_max)), None) for k in local}
+        else:
+            chosen = yield from self._by_loss(shared, local)
+        for k, (a, benefit) in chosen.items():
+            now.report("weight", float(a.mean()), k)
+            if benefit is not None:
+                now.report("predicted", benefit, k)
+        return {
+            k: Personal(_mixture(local[k].model, shared, a, groups), local[k].model) for k, (a, _) in chosen.items()
+        }
+
+    def _local(self, client: int, shared: Model, now: Round) -> Job:
+        wanted = self.plugs_in and "fisher" in (self.metric, self.variance)
+        return self.job(client, shared, now, probes={"fisher": DiagonalFisher()} if wanted else {})
+
+    def _halves(self, state: State, shared: Model, now: Round) -> list[Job]:
+        """The local work on each of two random halves: as many epochs, and steps, as on the whole."""
+        jobs = []
+        for client, size in zip(state["trainers"], state["sizes"], strict=True):
+            order = torch.from_numpy(now.rng("halves", client).permutation(size))
+            device = next(iter(shared.params.values())).device
+            for number in range(2):
+                ctx = {"half": (order % 2 == number).to(device)}
+                more = {"loss": half_loss, "ctx": ctx, "held": frozenset(ctx), "tag": f"half {number}"}
+                jobs.append(self.job(client, shared, now, **more))
+        return jobs
+
+    def _errors(
+        self, result: Result, halves: list[Result | None], metric: Params | None, now: Round
+    ) -> tuple[Params, Params | None]:
+        """A vector whose squared length in the metric is v, and the metric."""
+        if self.variance == "split_half":
+            one, other = halves
+            assert one is not None
+            assert other is not None
+            half = P.subtract(one.model.params, other.model.params)
+            return {name: tensor / 2 for name, tensor in half.items()}, metric
+        ridge = self.ridge or 1 / (self.work(now).lr * result.steps)
+        fisher: Params = result.probes["fisher"]
+        return {n: f.sqrt() / (f + ridge) / result.examples**0.5 for n, f in fisher.items()}, metric
+
+    def _weights(
+        self, state: State, shared: Model, v: Mapping[int, Array], D: Mapping[int, Array]
+    ) -> Generator[list[Job], Results, dict[int, Weights]]:
+        sizes = dict(zip(state["trainers"], state["sizes"], strict=True))
+        own = dict(zip(state["trainers"], state["shares"], strict=True))
+        if self.estimator != "pooled":
+            return {k: plug_in(v[k], D[k], own[k], self.a_max) for k in v}
+        # The server learns v and D of everybody, and answers with the weights.
+        note = {k: torch.from_numpy(np.stack([v[k], D[k]])) for k in v}
+        yield [_message(k, shared, note[k], sent=True) for k in v]
+        order = list(v)
+        variances, distances = (np.stack([part[k] for k in order]) for part in (v, D))
+        found = pooled(variances, distances, [sizes[k] for k in order], [own[k] for k in order], self.a_max)
+        yield [_message(k, shared, torch.from_numpy(w.a), sent=False) for k, w in zip(order, found, strict=True)]
+        return dict(zip(order, found, strict=True))
+
+    def _by_loss(self, shared: Model, local: Mapping[int, Result]) -> Generator[list[Job], Results, Chosen]:
+        """One weight a client by the losses of mixtures on a part of its data."""
+        grid = [0.0, 0.5, 1.0] if self.estimator == "val3" else np.linspace(0, 1, self.points).tolist()
+        if self.estimator != "val3":
+            grid = [a for a in grid if a <= self.a_max]
+        view, groups = View(split=READS[self.estimator]), blocks(shared.params, "model")
+        jobs = []
+        for k, result in local.items():
+            for a in grid:
+                model = _mixture(result.model, shared, np.array([a]), groups)
+                job = Job(k, model, source=None, steps=0, view=view, probes={"loss": mean_loss}, returns="nothing")
+                jobs.append(replace(job, tag=f"mixture {a:g}"))
+        measured = yield jobs
+        found: Chosen = {}
+        for k in local:
+            losses = [float(result.probes["loss"]) for result in measured.of([k])]
+            if self.estimator == "val3":
+                a, gain = parabola(losses[0], losses[1], losses[2], self.a_max)
+            else:
+                best = int(np.argmin(losses))  # the least of equals, as too small a weight does no harm
+                a, gain = grid[best], losses[0] - losses[best]
+            found[k] = (np.array([a]), gain)
+        return found
+
+
+def _mixture(local: Model, shared: Model, a: Array, groups: list[list[str]]) -> Model:
+    buffers = shared.buffers if (a == 1).all() else local.buffers
+    return Model(mixed(local.params, shared.params, a, groups), buffers)
+
+
+def _message(client: int, shared: Model, statistics: Tensor, sent: bool) -> Job:
+    """A measurement without work: what the client tells the server, or is told by it."""
+    ctx = {"statistics": statistics}
+    if sent:
+        held = frozenset(ctx)
+        return Job(
+            client, shared, source=None, steps=0, ctx=ctx, held=held, probes={"statistics": told}, returns="probes"
+        )
+    return Job(client, shared, source=None, steps=0, ctx=ctx, returns="nothing")
