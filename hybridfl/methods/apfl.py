@@ -60,7 +60,7 @@ class APFL(Facts):
             problem = (
                 "the two models of an APFL client cannot share the buffers of a net, such as BatchNorm's statistics."
             )
-            raise ConfigError("", f"{problem} Try model=mlp.")
+            raise ConfigError("", f"{problem} Try model=mlp or model.norm=group.")
         number = federation.clients.number
         start = federation.fresh_model()
         alpha = next(iter(start.params.values())).new_tensor(self.alpha)

@@ -1,0 +1,392 @@
+"""Mixtures of local and global models: the weights by hand, their limits, what is measured and what is sent."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import helpers
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from cli_helpers import SMALL_DATA, call, done, rows, tables
+
+from hybridfl import params as P
+from hybridfl import theory
+from hybridfl.engine import Snapshot
+from hybridfl.errors import ConfigError
+from hybridfl.local import predict
+from hybridfl.merging.averaging import blocks, mixed, parabola, plug_in, pooled, squared
+from hybridfl.optimizers import SGD
+from hybridfl.plan import Plan
+from hybridfl.rng import stream
+from hybridfl.types import SERVER, Model
+
+AVERAGING = "merging=optimal_averaging"
+SHORT = (AVERAGING, "merging.local_epochs=2", "rounds=2")
+HARD = ("dataset.separation=0.3", "partitioning.alpha=100", "merging.local_epochs=20")
+VALIDATED = ("clients.validation=0.3", "partitioning.min_examples=10")
+
+
+def end(*overrides: str) -> tuple[Plan, Snapshot, dict[tuple[str, int | None], float]]:
+    """A plan, its state after the last round, and what that round reported."""
+    plan = helpers.plan(*SHORT, *overrides)
+    engine = plan.engine()
+    seen = engine.begin()
+    for _ in range(engine.rounds):
+        seen, record = engine.step(seen)
+    return plan, seen, {(name, who): value for name, who, value in record.reports}
+
+
+def served(plan: Plan, seen: Snapshot, client: int) -> Model:
+    (found,) = plan.method.serve(seen.state, client)
+    return found.model
+
+
+def other(plan: Plan, seen: Snapshot, name: str, client: int) -> Model:
+    method: Any = plan.method
+    (found,) = method.alternative(name, seen.state, client)
+    model: Model = found.model
+    return model
+
+
+# -- weights ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_plug_in_weight_by_hand() -> None:
+    """v = 2, D = 8: a = v / D, the bias is what of D is left, and the benefit D a². A distance below v gives 1."""
+    found = plug_in(np.array([2.0, 2.0, 0.0, 3.0]), np.array([8.0, 1.0, 0.0, 0.0]), own=0.0)
+    assert found.a.tolist() == [0.25, 1.0, 0.0, 1.0]
+    assert found.bias.tolist() == [6.0, 0.0, 0.0, 0.0]
+    assert found.benefit.tolist() == [8 * 0.25**2, 2.0, 0.0, 3.0]
+
+
+def test_own_data_in_the_global_model_ask_for_more_of_it() -> None:
+    """F3: a = (1 - w) v / D, at the same benefit as on the others' model, whose distance is D / (1 - w)²."""
+    v, D, w = np.array([2.0]), np.array([8.0]), 0.25
+    with_own, without = plug_in(v, D, w), plug_in(v, D / (1 - w) ** 2, 0.0)
+    assert with_own.a[0] == pytest.approx(0.75 * 2 / 8)
+    assert with_own.a[0] == pytest.approx(theory.own_data_weight(without.a[0], w))
+    assert with_own.benefit[0] == pytest.approx(without.benefit[0])
+
+
+def test_a_largest_weight_and_what_it_costs() -> None:
+    """a* = 1/2 and D = 4; at a = 1/4 the benefit is D a (2 a* - a) = 4 · 1/4 · 3/4."""
+    found = plug_in(np.array([2.0]), np.array([4.0]), 0.0, a_max=0.25)
+    assert (found.a[0], found.benefit[0]) == (0.25, 0.75)
+
+
+def test_pooled_weights_by_hand() -> None:
+    """Two clients of equal n: O is the other, v_O its v, and the factor of t² is 2.
+
+    D - v - v_O is 7 and 3, so t² = 5 / 2 and E D = 1 + 2 + 5 = 8 for both.
+    """
+    first, second = pooled(np.array([[1.0], [2.0]]), np.array([[10.0], [6.0]]), [5, 5], [0.0, 0.0])
+    assert first.a[0] == pytest.approx(1 / 8)
+    assert second.a[0] == pytest.approx(2 / 8)
+    assert first.bias[0] == second.bias[0] == pytest.approx(5.0)
+    assert first.benefit[0] == pytest.approx(8 * (1 / 8) ** 2)
+
+
+def test_pooled_weights_of_unequal_clients_by_hand() -> None:
+    """n = 1, 1, 2. Shares of the others: (1/3, 2/3), (1/3, 2/3), (1/2, 1/2); t² is 0, so a = v / (v + Σ s² v)."""
+    v = np.array([[9.0], [9.0], [9.0]])
+    found = pooled(v, np.ones((3, 1)), [1, 1, 2], [0.0, 0.0, 0.0])
+    expected = [9 / (9 + 5), 9 / (9 + 5), 9 / (9 + 4.5)]
+    assert [w.a[0] for w in found] == pytest.approx(expected)
+
+
+def test_pooled_weights_of_means_are_those_of_the_theory() -> None:
+    """Blocks of one number, equal n, and for G the mean of all, own data in it with w = 1/K."""
+    rng = np.random.default_rng(0)
+    for scale in (0.1, 1.0, 3.0):
+        L, v = scale * rng.normal(size=6), rng.uniform(0.5, 1.5, size=6)
+        G = L.mean()
+        found = pooled(v[:, None], ((L - G) ** 2)[:, None], [7] * 6, [1 / 6] * 6)
+        on_others = theory.pooled_weight(v, L)
+        expected = np.minimum(theory.own_data_weight(on_others, 1 / 6), 1)
+        assert np.array([w.a[0] for w in found]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_parabola_through_three_losses() -> None:
+    def f(a: float) -> float:
+        return 3 * (a - 0.3) ** 2 + 1
+
+    a, gain = parabola(f(0), f(0.5), f(1))
+    assert (a, gain) == (pytest.approx(0.3), pytest.approx(f(0) - f(0.3)))
+    a, gain = parabola(f(0), f(0.5), f(1), a_max=0.2)
+    assert (a, gain) == (0.2, pytest.approx(f(0) - f(0.2)))
+    assert parabola(0.0, 1.0, 4.0)[0] == 0.0  # least at 0
+    assert parabola(9.0, 4.0, 1.0)[0] == 1.0  # and beyond 1
+    assert parabola(1.0, 2.0, 1.5) == (0.0, 0.0)  # opens downwards
+    assert parabola(1.5, 2.0, 1.0) == (1.0, pytest.approx(0.5))
+
+
+def test_blocks_are_modules() -> None:
+    names = ("a.weight", "a.bias", "head.weight", "head.bias")
+    params = {name: torch.zeros(2) for name in names}
+    assert blocks(params, "model") == [list(names)]
+    assert blocks(params, "layer") == [list(names[:2]), list(names[2:])]
+
+
+def test_squared_lengths_and_mixtures_by_block() -> None:
+    delta = {"a.weight": torch.tensor([1.0, 2.0]), "a.bias": torch.tensor([3.0]), "b.weight": torch.tensor([4.0])}
+    groups = blocks(delta, "layer")
+    metric = {"a.weight": torch.tensor([1.0, 10.0]), "a.bias": torch.tensor([0.0]), "b.weight": torch.tensor([0.5])}
+    assert squared(delta, None, groups).tolist() == [14.0, 16.0]
+    assert squared(delta, metric, groups).tolist() == [41.0, 8.0]
+    zero = {name: torch.zeros_like(tensor) for name, tensor in delta.items()}
+    half = mixed(delta, zero, np.array([0.25, 1.0]), groups)
+    assert [half[name].tolist() for name in delta] == [[0.75, 1.5], [2.25], [0.0]]
+
+
+# -- the method ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("weight", "name"), [(0, "local"), (1, "global")])
+def test_the_limits_are_the_two_models_to_the_bit(weight: int, name: str) -> None:
+    plan, seen, told = end("merging.estimator=fixed", f"merging.weight={weight}")
+    for client in range(5):
+        assert helpers.identical(list(served(plan, seen, client)), list(other(plan, seen, name, client)))
+        assert told["weight", client] == weight
+
+
+def test_the_global_model_is_that_of_the_base_alone() -> None:
+    plan, seen, _ = end("baseline@merging.base=fedprox", "merging.base.mu=0.7", "merging.every=1")
+    alone = helpers.plan("baseline=fedprox", "baseline.mu=0.7", "rounds=2")
+    expected = helpers.snapshots(alone.engine())[-1].state["global"]
+    assert helpers.identical(list(served(plan, seen, SERVER)), list(expected))
+    assert helpers.identical(list(other(plan, seen, "global", 3)), list(expected))
+
+
+def test_the_local_model_is_trained_from_the_global_one() -> None:
+    plan, seen, _ = end("client_optimizer.lr_decay=0.5")
+    federation, shared = plan.federation, served(plan, seen, SERVER)
+    work = SGD(epochs=2, batch_size=8)
+    central = helpers.Central(federation, shared, lr=0.1)  # the rate of round 0
+    expected = central.train(helpers.job_batches(federation, work, federation.owned(2), 1, 2, "local"))
+    assert helpers.close(other(plan, seen, "local", 2).params, expected)
+
+
+def half_models(plan: Plan, seen: Snapshot, client: int) -> list[P.Params]:
+    """The client's models of its two halves, by plain PyTorch."""
+    federation, found = plan.federation, []
+    rows = federation.owned(client)
+    order = stream(0, "method: halves", 1, client).permutation(len(rows))
+    for number in range(2):
+        mine = set(rows[order % 2 == number].tolist())
+        central = helpers.Central(federation, served(plan, seen, SERVER), lr=0.1)
+        picked = helpers.job_batches(federation, SGD(epochs=2, batch_size=8), rows, 1, client, f"half {number}")
+        found.append(central.train([np.array([i for i in b if i in mine]) for b in picked if mine & set(b.tolist())]))
+    return found
+
+
+@pytest.mark.parametrize("granularity", ["model", "layer"])
+@pytest.mark.parametrize("estimator", ["pooled", "split_half"])
+def test_split_half_by_hand(estimator: str, granularity: str) -> None:
+    """From models trained by plain PyTorch to the mixture, with own data taken off."""
+    plan, seen, told = end(f"merging.estimator={estimator}", f"merging.granularity={granularity}")
+    shared = served(plan, seen, SERVER).params
+    groups = [list(shared)] if granularity == "model" else [list(shared)[:2], list(shared)[2:]]
+
+    def length(delta: P.Params) -> list[float]:
+        return [math.fsum(float(delta[n].square().sum()) for n in names) for names in groups]
+
+    local = [other(plan, seen, "local", k).params for k in range(5)]
+    v = np.array([length(P.subtract(*half_models(plan, seen, k))) for k in range(5)]) / 4
+    D = np.array([length(P.subtract(model, shared)) for model in local])
+    sizes = [plan.federation.examples(k) for k in range(5)]
+    own = [n / sum(sizes) for n in sizes]
+    alone = [plug_in(v[k], D[k], own[k]) for k in range(5)]
+    weights = pooled(v, D, sizes, own) if estimator == "pooled" else alone
+    for k in range(5):
+        a = weights[k].a
+        by_name = {name: a[i] for i, names in enumerate(groups) for name in names}
+        expected = {n: (1 - by_name[n]) * local[k][n] + by_name[n] * shared[n] for n in shared}
+        assert helpers.close(served(plan, seen, k).params, expected, 1e-9)
+        assert told["weight", k] == pytest.approx(a.mean())
+        assert told["variance", k] == pytest.approx(v[k].sum())
+        assert told["bias", k] == pytest.approx(weights[k].bias.sum())
+        assert told["predicted", k] == pytest.approx(weights[k].benefit.sum())
+    assert len({told["weight", k] for k in range(5)}) == 5
+
+
+def fisher_of(plan: Plan, model: Model, client: int) -> P.Params:
+    """The mean of squared gradients, one example at a time."""
+    bench, total = plan.federation.bench, {n: torch.zeros_like(t) for n, t in model.params.items()}
+    rows = plan.federation.owned(client).tolist()
+    for row in rows:
+        leaves = {n: t.clone().requires_grad_() for n, t in model.params.items()}
+        loss = F.cross_entropy(torch.func.functional_call(bench.net, leaves, (bench.x[[row]],)), bench.y[[row]])
+        for name, grad in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
+            total[name] += grad.square() / len(rows)
+    return total
+
+
+@pytest.mark.parametrize(("metric", "ridge"), [("identity", "0.3"), ("fisher", "0.3"), ("fisher", "null")])
+def test_fisher_variance_by_hand(metric: str, ridge: str) -> None:
+    options = ("merging.estimator=fisher", "merging.own_data=false")
+    plan, seen, told = end(*options, f"merging.metric={metric}", f"merging.ridge={ridge}")
+    shared = served(plan, seen, SERVER).params
+    for k in range(5):
+        local, n = other(plan, seen, "local", k), plan.federation.examples(k)
+        f = P.flatten(fisher_of(plan, local, k))
+        m = f if metric == "fisher" else torch.ones_like(f)
+        r = 1 / (0.1 * 2 * math.ceil(n / 8)) if ridge == "null" else float(ridge)
+        v = float((m * f / (n * (f + r) ** 2)).sum())
+        D = float((m * P.flatten(P.subtract(local.params, shared)).square()).sum())
+        assert told["variance", k] == pytest.approx(v)
+        assert told["weight", k] == pytest.approx(min(1, v / D))
+
+
+def mean_loss(plan: Plan, model: Model, rows: torch.Tensor | np.ndarray, part: str) -> float:
+    federation, index = plan.federation, torch.as_tensor(rows)
+    x, y = (federation.bench.x, federation.bench.y) if part == "val" else federation.test
+    return float(F.cross_entropy(predict(federation.net, model, x[index], 100), y[index]))
+
+
+@pytest.mark.parametrize("estimator", ["grid", "val3", "oracle"])
+def test_weights_by_losses(estimator: str) -> None:
+    """Losses of the mixtures, computed again on validation examples, or on the client's own test examples."""
+    plan, seen, told = end(f"merging.estimator={estimator}", *VALIDATED, "merging.points=5", *HARD)
+    assert plan.method.upper_bound == (estimator == "oracle")
+    part, shared = ("test" if estimator == "oracle" else "val"), served(plan, seen, SERVER)
+    for k in range(5):
+        rows = plan.federation.split.clients_test[k] if part == "test" else plan.federation.owned(k, "val")
+        local = other(plan, seen, "local", k)
+
+        def loss(a: float, local: Model = local, rows: np.ndarray = rows) -> float:
+            params = {n: (1 - a) * local.params[n] + a * shared.params[n] for n in shared.params}
+            return mean_loss(plan, Model(params, {}), rows, part)
+
+        grid = [0.0, 0.25, 0.5, 0.75, 1.0]
+        if estimator == "val3":
+            a, gain = parabola(loss(0), loss(0.5), loss(1))
+        else:
+            a = min(grid, key=loss)
+            gain = loss(0) - loss(a)
+        assert told["weight", k] == pytest.approx(a, abs=1e-9)
+        assert told["predicted", k] == pytest.approx(gain, abs=1e-9)
+        assert helpers.close(
+            served(plan, seen, k).params, mixed(local.params, shared.params, np.array([a]), [list(shared.params)])
+        )
+    assert len({told["weight", k] for k in range(5)}) > 1
+
+
+def test_between_personalisations_everybody_has_the_global_model() -> None:
+    plan = helpers.plan(AVERAGING, "merging.every=2", "merging.local_steps=1", "rounds=5", "clients.held_out=[4]")
+    seen = helpers.snapshots(plan.engine())
+    assert [sorted(snapshot.state["personal"]) for snapshot in seen] == [
+        [],
+        [],
+        list("0123"),
+        [],
+        list("0123"),
+        list("0123"),
+    ]
+    assert helpers.identical(list(served(plan, seen[3], 0)), list(served(plan, seen[3], SERVER)))
+    assert helpers.identical(list(served(plan, seen[5], 4)), list(served(plan, seen[5], SERVER)))
+    assert not helpers.identical(list(served(plan, seen[5], 0)), list(served(plan, seen[5], SERVER)))
+    assert plan.method.alternative("local", seen[3].state, 0) == []  # type: ignore[attr-defined]
+
+
+def test_statistics_of_batchnorm_are_the_local_models() -> None:
+    options = (
+        "model=resnet20",
+        "model.width=0.25",
+        "model.norm=batch",
+        "dataset.shape=[1,8,8]",
+        "merging.local_steps=1",
+    )
+    plan, seen, _ = end(*options, "merging.estimator=fixed")
+    shared, local, mine = served(plan, seen, SERVER), other(plan, seen, "local", 1), served(plan, seen, 1)
+    assert shared.buffers
+    assert helpers.identical(mine.buffers, local.buffers)
+    assert not helpers.identical(mine.buffers, shared.buffers)
+    plan, seen, _ = end(*options, "merging.estimator=fixed", "merging.weight=1")
+    assert helpers.identical(served(plan, seen, 1).buffers, served(plan, seen, SERVER).buffers)
+
+
+# -- costs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "trainings", "numbers"),
+    [
+        (("merging.estimator=fixed",), 1, 0),
+        (("merging.estimator=split_half",), 2, 0),
+        (("merging.estimator=pooled",), 2, 1),
+        (("merging.estimator=pooled", "merging.granularity=layer"), 2, 2),
+        (("merging.estimator=val3", *VALIDATED), 1, 0),
+    ],
+    ids=str,
+)
+def test_costs(options: tuple[str, ...], trainings: int, numbers: int) -> None:
+    """The global model goes to all; v and D of a block come back and its weight is answered, 8 bytes each."""
+    plan, seen, _ = end(*options)
+    alone = [option for option in options if not option.startswith("merging.")]
+    base = helpers.snapshots(helpers.plan("baseline=fedavg", "rounds=2", *alone).engine())[-1].costs
+    federation, size = plan.federation, P.nbytes(plan.federation.start.params.values())
+    examples = [federation.examples(k) for k in range(5)]
+    assert seen.costs.bytes_up - base.bytes_up == 5 * 2 * numbers * 8
+    assert seen.costs.bytes_down - base.bytes_down == 5 * (size + numbers * 8)
+    # Two halves see together what the whole sees, in as many steps each.
+    passes = trainings * 3 * 2 * sum(examples)
+    if "merging.estimator=val3" in options:
+        passes += 3 * sum(federation.examples(k, "val") for k in range(5))
+    assert seen.costs.macs - base.macs == passes * federation.forward_macs
+    steps = sum(2 * math.ceil(n / 8) for n in examples)
+    assert seen.costs.local_steps - base.local_steps == (3 if trainings == 2 else 1) * steps
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+TINIEST = ["dataset.train=20", "server_data=none", "partitioning.alpha=0.01", "partitioning.min_examples=1"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["merging.base=fedprox"], "merging.base: got 'fedprox', and it is a config group; write baseline@merging.base=fedprox."),
+        (["baseline@merging.base=local_only"], "merging.base: got LocalOnly: needs a method with a single global model, such as fedavg."),
+        (["baseline@merging.base=heterofl"], "merging.base: got HeteroFL: needs a method with one global model for all, such as fedavg."),
+        (["baseline@merging.base=half_average"], "merging.base: got OptimalAveraging: needs a method with one global model for all, such as fedavg."),
+        (["model=resnet20", "model.norm=batch", "dataset.shape=[1,8,8]", "model.batch_norm=local"], "merging.base: needs whole models, but under model.batch_norm=local clients keep a part; try model.batch_norm=average."),
+        (["merging.estimator=grid"], "merging.estimator: got grid, but a client has no examples in its 'val' part; give clients.validation, such as clients.validation=0.2."),
+        (["merging.estimator=val3", "merging.granularity=layer"], "merging.granularity: got layer, but estimator=val3 finds one weight; nearest valid value: model."),
+        (["clients.number=1", "clients.per_round=1"], "merging.estimator: got pooled, which needs two clients that train; nearest valid value: fixed."),
+        (TINIEST, "merging.variance: got split_half, but a client has 1 example, which cannot be halved; nearest valid value: fisher."),
+        ([*TINIEST, "merging.estimator=split_half"], "merging.estimator: got split_half, but a client has 1 example, which cannot be halved; nearest valid value: fisher."),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_refused(overrides: list[str], text: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        helpers.plan(AVERAGING, *overrides)
+    assert str(refusal.value) == text
+
+
+# -- from the command line -------------------------------------------------------------------------------------------
+
+LINE = (*SMALL_DATA, "clients.number=5", "clients.per_round=2", "rounds=2", "merging.local_epochs=1", "ui=none")
+
+
+def test_the_tables_show_weights_and_benefits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = done(AVERAGING, *LINE, "baseline@merging.base=fedprox", "merging.base.mu=0.5")
+    table = rows(run / "clients.csv")
+    first, last = ([row for row in table if row["round"] == t] for t in ("1", "2"))
+    assert {row["weight"] for row in first} == {""}
+    assert len(last) == 5
+    for row in last:
+        assert 0 <= float(row["weight"]) <= 1
+        assert min(float(row[name]) for name in ("variance", "bias", "predicted")) >= 0
+        for name in ("local", "global"):
+            assert float(row[f"benefit_{name}"]) == pytest.approx(float(row[f"loss_{name}"]) - float(row["loss"]))
+    scopes = {row["scope"] for row in rows(run / "metrics.csv") if row["round"] == "2"}
+    assert {"global", "clients", "clients/model=local", "clients/model=global"} <= scopes
+    again = call("train", AVERAGING, *LINE, "baseline@merging.base=fedprox", "merging.base.mu=0.5", "rerun=true")
+    assert tables(again.folder) == tables(run)
