@@ -98,6 +98,14 @@ def test_pooled_weights_of_unequal_clients_by_hand() -> None:
     assert [w.a[0] for w in found] == pytest.approx(expected)
 
 
+def test_the_variance_between_unequal_clients_by_hand() -> None:
+    """As above with D - v - Σ s² v = 16, 16, 14, whose mean is t² times the mean of 14/9, 14/9 and 3/2."""
+    found = pooled(np.full((3, 1), 9.0), np.array([[30.0], [30.0], [27.5]]), [1, 1, 2], [0.0, 0.0, 0.0])
+    t2 = (46 / 3) / (83 / 54)
+    assert [w.bias[0] for w in found] == pytest.approx([t2 * 14 / 9, t2 * 14 / 9, t2 * 3 / 2])
+    assert found[2].a[0] == pytest.approx(9 / (13.5 + t2 * 3 / 2))
+
+
 def test_pooled_weights_of_means_are_those_of_the_theory() -> None:
     """Blocks of one number, equal n, and for G the mean of all, own data in it with w = 1/K."""
     rng = np.random.default_rng(0)
