@@ -1,4 +1,4 @@
-"""APFL. Deng, Kamani, Mahdavi 2020, arXiv 2003.13461, algorithm 1."""
+"""APFL. Deng, Kamani, Mahdavi 2020, arXiv 2003.13461, algorithm 1 as commonly stated; the paper was not at hand."""
 
 from __future__ import annotations
 

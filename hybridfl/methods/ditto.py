@@ -1,4 +1,4 @@
-"""Ditto. Li, Hu, Beirami, Smith, ICML 2021, arXiv 2012.04221, algorithm 1."""
+"""Ditto. Li, Hu, Beirami, Smith, ICML 2021, arXiv 2012.04221, algorithm 1 as it is commonly stated; not looked up."""
 
 from __future__ import annotations
 
