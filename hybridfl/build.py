@@ -141,6 +141,9 @@ def call(target: Callable[..., Any], options: Mapping[str, Any], key: str, conte
             arguments[name] = context[name]
         elif parameter.default is EMPTY:
             raise ConfigError(f"{key}.{name}" if key else name, "is required and not given.")
+    if takes_anything and "num_classes" in context and not {"num_classes", "classes"} & {*named, *arguments}:
+        # Model functions of torchvision and timm hand it on through their **kwargs.
+        arguments["num_classes"] = context["num_classes"]
     try:
         return target(**arguments)
     except ConfigError as error:

@@ -156,8 +156,9 @@ def test_a_factory_from_elsewhere_trains() -> None:
     assert predict(plan.federation.net, last, x, 100).shape == (len(y), 3)
 
 
-def test_a_factory_whose_signature_names_nothing_must_be_told_the_classes() -> None:
+def test_a_factory_whose_signature_names_nothing_is_told_the_classes() -> None:
     line = [*OUTSIDE[:-1], f"model._target_={__name__}.anything"]
+    assert helpers.plan(*line).federation.start.params["fc.bias"].shape == (3,)
     assert helpers.plan(*line, "+model.num_classes=3").federation.start.params["fc.bias"].shape == (3,)
     with pytest.raises(ConfigError, match=r"gives \(2, 7\) for 2 examples; expected logits \(2, 3\)"):
         helpers.plan(*line, "+model.num_classes=7")
