@@ -14,14 +14,13 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
-import yaml
 from cli_helpers import TINY, Answer, call, checkpoint_rounds, done, program, rows, said, start, status_of, tables
 
 from hybridfl import checkpoints, experiment
-from hybridfl.build import locate
-from hybridfl.config import choices
+from hybridfl.config import Composer, choices
 from hybridfl.executors import sequential
 from hybridfl.local import Outcome, Task, Workbench, run_task
+from hybridfl.plan import settings_of
 from hybridfl.store import StoreError
 
 LONG = (*TINY, "rounds=40", "clients.delay=4", "merging.coef.init=warm", "checkpoint_seconds=0", "ui=none")
@@ -88,8 +87,9 @@ METHODS += [("baseline", name) for name in choices("baseline") if name not in {"
 def test_every_method_continues_where_it_was_interrupted(
     monkeypatch: pytest.MonkeyPatch, group: str, name: str
 ) -> None:
-    target = yaml.safe_load(choices(group)[name].read_text())["_target_"]
-    delay = 1.5 if locate(target, group).asynchronous else 0  # type: ignore[attr-defined]
+    with Composer() as composer:
+        _, method = settings_of(composer.compose([f"{group}={name}"]))
+    delay = 1.5 if method.asynchronous else 0
     # Momentum, because an optimiser's state is easily forgotten.
     elsewhere = {"server_only": "baseline.momentum=0.9", "qg_dsgdm": "baseline.beta=0.8"}
     momentum = elsewhere.get(name, "client_optimizer.momentum=0.9")

@@ -9,6 +9,7 @@ import pytest
 from cli_helpers import TINY, call, checkpoint_rounds, done, rows, said, start, status_of, tables
 
 from hybridfl import experiment
+from hybridfl.config import choices
 from hybridfl.engine import Engine
 
 
@@ -91,10 +92,10 @@ def test_a_single_run_and_a_sweep_share_runs(begun: list[str]) -> None:
 
 def test_a_glob_takes_every_baseline(begun: list[str]) -> None:
     sweep = done("-m", *TINY, "baseline=glob(fed*)")
-    assert [job["method"] for job in rows(sweep / "runs.csv")] == [
-        *("fedavg", "fedavg_server_finetune", "fedbuff", "fedprox"),
-    ]
-    assert len(begun) == 4
+    expected = [name for name in choices("baseline") if name.startswith("fed")]
+    assert {"fedavg", "fedavg_server_finetune", "fedbuff", "fedprox"} <= set(expected)
+    assert [job["method"] for job in rows(sweep / "runs.csv")] == expected
+    assert len(begun) == len(expected)
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, begun: list[str]) -> None:
