@@ -19,8 +19,9 @@ from PIL import Image
 
 from hybridfl.build import locate, signature_of
 from hybridfl.config import GROUPS, Composer, choices, conf_dir
+from hybridfl.describe import describe
 from hybridfl.models.options import ModelOptions
-from hybridfl.plan import Settings
+from hybridfl.plan import DataCache, Settings, make_plan
 
 FILES = [(group, name) for group in GROUPS for name in choices(group)]
 PEERS = [name for name in choices("topology") if name not in ("auto", "star")]
@@ -64,6 +65,14 @@ FEWER = {
 """How to read less of a data set that has no limit."""
 PRESETS = {"split_mix_digits": ("mnist_m", ["dataset.limit=200"])}
 """Presets whose data cannot be swapped for others: the folder that must be there, and how to read less."""
+DEFAULTS_READ = {
+    ("server_data", "dataset"): "mnist",
+    ("experiment", "feddle_fashion"): "fashion_mnist",
+    ("experiment", "optimal_averaging_fashion"): "fashion_mnist",
+    ("experiment", "dimat_fashion"): "fashion_mnist",
+}
+"""Files of other groups that read real data, unless told otherwise."""
+CACHE = DataCache()
 
 
 @pytest.fixture(autouse=True)
@@ -113,40 +122,62 @@ def test_every_folder_is_a_group_and_every_group_has_choices() -> None:
 # -- running ---------------------------------------------------------------------------------------------------------
 
 
+def root_with(folder: str) -> Path:
+    """The data root; the test is skipped where this folder is not in it."""
+    root = Path(os.environ.get("HYBRIDFL_DATA", "~/.cache/hybridfl")).expanduser()
+    if not (root / folder).is_dir():
+        pytest.skip(f"{folder} is not in {root}; set HYBRIDFL_DATA")
+    return root
+
+
+def needed(group: str, name: str) -> list[str]:
+    """What a file cannot do without, whatever the others are, and how to read less of a data set."""
+    if (group, name) == ("server_data", "domains"):
+        return ["dataset=domains", "+dataset@dataset.sets.more=digits", "server_data.domains=[more]"]
+    if (group, name) == ("server_data", "none"):
+        return ["baseline=fedavg"]  # Feddle needs server data
+    if (group, name) == ("partitioning", "file"):
+        Path("owners.json").write_text(json.dumps([list(range(client, 190, 5)) for client in range(5)]))
+        line = ["clients.number=5", "partitioning.path=owners.json", "partitioning.complete=false"]
+        return [*line, "server_data.examples=10"]
+    if group == "topology" and name in PEERS:
+        return ["baseline=dsgd", f"clients.number={9 if name == 'torus' else 5}"]  # Feddle needs a server
+    if group == "experiment" and name in PRESETS:
+        root_with(PRESETS[name][0])
+        return PRESETS[name][1]
+    if group == "dataset" and name == "image_folder":
+        write_images(Path("data/images"))
+        return ["data_root=data", "dataset.size=8"]
+    if group == "dataset" and name in READ:
+        root_with(READ[name])
+        return FEWER.get(name, ["dataset.limit=500"])
+    return FEWER.get(name, []) if group == "dataset" else []
+
+
+@pytest.mark.parametrize(("group", "name"), FILES, ids=[f"{group}={name}" for group, name in FILES])
+def test_every_file_passes_all_checks_with_the_other_groups_at_their_defaults(group: str, name: str) -> None:
+    line = needed(group, name)
+    if (group, name) in DEFAULTS_READ:
+        root_with(DEFAULTS_READ[group, name])
+    if (group, name) == ("model", "squeezenet"):
+        line += ["dataset=domains"]  # larger images than those of the digits
+    with Composer() as composer:
+        plan = make_plan(composer.compose([f"{group}={name}", *line]), CACHE)
+    told = describe(plan)
+    assert plan.digest in told
+    assert "checked: it can start" in told
+
+
 @pytest.mark.parametrize(("group", "name"), FILES, ids=[f"{group}={name}" for group, name in FILES])
 def test_two_rounds_of_every_file(group: str, name: str) -> None:
     line = [f"{group}={name}", "rounds=2", "clients.number=5", "clients.per_round=2", "client_optimizer.steps=2"]
-    if (group, name) == ("server_data", "domains"):
-        line += ["dataset=domains", "+dataset@dataset.sets.more=digits", "server_data.domains=[more]"]
-    elif (group, name) == ("server_data", "dataset"):
+    if (group, name) == ("server_data", "dataset"):
         line += [*SMALL_DATA, "dataset@server_data.dataset=synthetic", "server_data.dataset.seed=1"]
-    elif group == "experiment" and name in PRESETS:
-        folder, more = PRESETS[name]
-        root = Path(os.environ.get("HYBRIDFL_DATA", "~/.cache/hybridfl")).expanduser()
-        if not (root / folder).is_dir():
-            pytest.skip(f"{folder} is not in {root}; set HYBRIDFL_DATA")
-        line += more
-    elif group != "dataset":
+    elif group != "dataset" and (group, name) != ("server_data", "domains") and name not in PRESETS:
         line += [*SMALL_DATA, *ADAPTED.get((group, name), [])]
-    elif name in READ:
-        root = Path(os.environ.get("HYBRIDFL_DATA", "~/.cache/hybridfl")).expanduser()
-        if not (root / READ[name]).is_dir():
-            pytest.skip(f"{READ[name]} is not in {root}; set HYBRIDFL_DATA")
-        line += FEWER.get(name, ["dataset.limit=500"])
-    elif name in FEWER:
-        line += FEWER[name]
-    elif name == "image_folder":
-        write_images(Path("data/images"))
-        line += ["data_root=data", "dataset.size=8"]
-    if (group, name) == ("partitioning", "file"):
-        Path("owners.json").write_text(json.dumps([list(range(client, 190, 5)) for client in range(5)]))
-        line += ["partitioning.path=owners.json", "server_data.examples=10"]
+    line += needed(group, name)
     if (group, name) == ("clients", "event_queue"):
         line += ["clients.concurrency=3"]  # Feddle is asynchronous
-    if (group, name) == ("server_data", "none"):
-        line += ["baseline=fedavg"]  # Feddle needs server data
-    if group == "topology" and name in PEERS:
-        line += ["baseline=dsgd", f"clients.number={9 if name == 'torus' else 5}"]  # Feddle needs a server
     run = done(*line, "ui=none")
     metrics = rows(run / "metrics.csv")
     assert metrics[-1]["round"] == "2"
