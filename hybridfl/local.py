@@ -228,7 +228,6 @@ def _measure(bench: Workbench, task: Task, theta: Params, buffers: Params, passe
     job = task.job
     for width in (job.width, *job.inner_widths):
         bench.net_at(width).eval()
-    positions = torch.arange(len(task.rows), device=bench.x.device).split(bench.chunk)
     apply, net = _applier(bench, task, buffers, passes), bench.net_at(job.width)
 
     def inputs(params: Params, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
@@ -239,13 +238,23 @@ def _measure(bench: Workbench, task: Task, theta: Params, buffers: Params, passe
         apply=apply,
         theta=theta,
         to_params=lambda t: job.parametrization(t, job.frozen),
-        batches=[Batch(bench.x[task.rows[p]], bench.y[task.rows[p]], p) for p in positions],
+        batches=_measured(bench, task),
         loss=job.loss or cross_entropy,
         ctx=job.ctx,
         net=net,
         inputs=inputs,
     )
     return {name: probe(seen) for name, probe in job.probes.items()}
+
+
+def _measured(bench: Workbench, task: Task) -> list[Batch]:
+    """What probes see: the view once as it is, or several times with the run's augmentation."""
+    positions = torch.arange(len(task.rows), device=bench.x.device).split(bench.chunk)
+    plain = [Batch(bench.x[task.rows[p]], bench.y[task.rows[p]], p) for p in positions]
+    if task.augment is None or not task.job.augmented_passes:
+        return plain
+    passes = [batch for _ in range(task.job.augmented_passes) for batch in plain]
+    return [batch._replace(x=task.augment(batch.x, task.noise)[0]) for batch in passes]
 
 
 def _applier(bench: Workbench, task: Task, buffers: Params, passes: Counter[float]) -> Apply:

@@ -237,7 +237,9 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
         raise error.under(key) from error
     files = {"start": file} if file else {}
     files |= {f"partitioning.{option}": path for option, path in getattr(settings.partitioning, "files", {}).items()}
-    return Plan(composed, settings, drawn, federation, method, digest_of(composed, drawn, files), weights.notes)
+    told = getattr(method, "notes", None)
+    notes = (*weights.notes, *(told(federation) if told else ()))
+    return Plan(composed, settings, drawn, federation, method, digest_of(composed, drawn, files), notes)
 
 
 @contextmanager

@@ -5,9 +5,11 @@ A probe reads a :class:`~hybridfl.types.ProbeInput` (the net in evaluation mode)
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -138,33 +140,43 @@ def _drawn(logits: Tensor, rng: np.random.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Gram:
-    """``Σ x xᵀ`` in float64 over everything that a layer's weight multiplies, for each layer by its name.
+    """``Σ x xᵀ``, summed in float64, over everything that a layer's weight multiplies, for each layer by its name.
 
     That is every token that goes into a linear layer, and every patch, C·k·k long, under the kernel of a 2-d
     convolution without groups. Layers that the pass does not call are left out.
 
     Attributes:
         names: of the layers; ``None`` takes all of these kinds.
-        diagonal: the diagonal ``(d,)`` only, instead of ``(d, d)``.
+        diagonal: the diagonal ``(d,)`` only, instead of ``(d, d)``: of all layers, or of those named.
     """
 
     names: tuple[str, ...] | None = None
-    diagonal: bool = False
+    diagonal: bool | tuple[str, ...] = False
 
     def __call__(self, seen: ProbeInput) -> dict[str, Tensor]:
-        layers, params = _layers(seen.net, self.names), seen.to_params(seen.theta)
+        layers, params = gram_layers(seen.net, self.names), seen.to_params(seen.theta)
         total: dict[str, Tensor] = {}
         for batch in seen.batches:
             with torch.no_grad():
                 inputs = seen.inputs(params, batch.x, tuple(layers))
             for name, x in inputs.items():
-                for rows in _rows(layers[name], x):
-                    gram = rows.square().sum(0) if self.diagonal else rows.T @ rows
-                    total[name] = total[name] + gram if name in total else gram
+                gram = self._gram(layers[name], x, name)
+                total[name] = total[name] + gram if name in total else gram
         return total
 
+    def _gram(self, layer: nn.Linear | nn.Conv2d, x: Tensor, name: str) -> Tensor:
+        diagonal = self.diagonal if isinstance(self.diagonal, bool) else name in self.diagonal
+        if diagonal:
+            return _squares(layer, x)
+        return functools.reduce(operator.add, (rows.T @ rows for rows in _rows(layer, x)))
 
-def _layers(net: nn.Module, names: tuple[str, ...] | None) -> dict[str, nn.Linear | nn.Conv2d]:
+
+def gram_layers(net: nn.Module, names: Sequence[str] | None = None) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layers of which :class:`Gram` can say something, all or those named.
+
+    Raises:
+        ValueError: one that is named is no such layer.
+    """
     found: dict[str, nn.Linear | nn.Conv2d] = {
         name: module
         for name, module in net.named_modules()
@@ -183,8 +195,25 @@ def _rows(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Iterator[Tensor]:
     if isinstance(layer, nn.Linear):
         yield x.reshape(-1, x.shape[-1]).double()
         return
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = F.pad(x, layer._reversed_padding_repeated_twice, mode)
+    padded = _padded(layer, x)
     for piece in padded.split(max(1, PIECE // (padded[0].numel() * math.prod(layer.kernel_size)))):
-        patches = F.unfold(piece.double(), layer.kernel_size, dilation=layer.dilation, stride=layer.stride)
-        yield patches.transpose(1, 2).flatten(0, 1)
+        yield _patches(layer, piece.double()).transpose(1, 2).flatten(0, 1)
+
+
+def _squares(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+    """The sum of the squares of all rows, ``(d,)``."""
+    if isinstance(layer, nn.Linear):
+        return x.reshape(-1, x.shape[-1]).square().sum(0, dtype=torch.float64)
+    # Each place of an image is under the same entries of the kernel in every image: summed first, patches cost nothing.
+    places = x.square().sum(0, keepdim=True, dtype=torch.float64)
+    return _patches(layer, _padded(layer, places)).sum((0, 2))
+
+
+def _padded(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return F.pad(x, layer._reversed_padding_repeated_twice, mode)
+
+
+def _patches(layer: nn.Conv2d, padded: Tensor) -> Tensor:
+    """``(b, C, H, W)`` → ``(b, C·k·k, places)``."""
+    return F.unfold(padded, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)

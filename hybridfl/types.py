@@ -74,7 +74,7 @@ class ProbeInput:
         apply: ``apply(params, x)`` → logits, in evaluation mode.
         theta: the trained tensors at the end of the local work.
         to_params: θ → params.
-        batches: the examples of the view in order, once.
+        batches: the examples of the view in order, once, or as often as the job's ``augmented_passes`` say.
         loss: the job's loss rule.
         ctx: the job's tensors.
         net: the template module, for the geometry of its layers; its own tensors are never used.
@@ -124,6 +124,8 @@ class Job:
         grad: rule that corrects the gradient; ``None`` leaves it.
         ctx: numbers and tensors the rules read; they are sent too.
         probes: statistics wanted at the end, by name.
+        augmented_passes: how often probes see the view with the run's augmentation, for statistics of inputs alone; 0, and
+            any number in a run without augmentation, is the view once as it is.
         tag: tells several jobs of a participant in one round apart, and keys their randomness.
         optimizer_state: state to continue from; ``None`` starts afresh.
         keep_optimizer: return the optimiser's state.
@@ -145,6 +147,7 @@ class Job:
     grad: GradRule | None = None
     ctx: Mapping[str, Any] = field(default_factory=dict)
     probes: Mapping[str, Probe] = field(default_factory=dict)
+    augmented_passes: int = 0
     tag: str = ""
     optimizer_state: State | None = None
     keep_optimizer: bool = False
@@ -280,6 +283,8 @@ class Round:
 
 class Method(Protocol):
     """Three functions and a few facts; a method keeps nothing on ``self`` but its numbers.
+
+    One may also have ``notes(federation)``: sentences that its user should read before the first round.
 
     Attributes:
         requires: what it needs of the federation, such as ``"server_data"`` and ``"server_labels"``.

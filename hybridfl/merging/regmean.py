@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -35,21 +37,46 @@ def regmean(
     for layer in grams[0]:
         name = f"{layer}.weight".removeprefix(".")
         mean = merged[name].double().flatten(1)
-        around = [model[name].double().flatten(1) - mean for model in models]
-        shift = _shift(around, [gram[layer].double() for gram in grams], alpha)
-        merged[name] = (mean + shift).reshape(merged[name].shape).to(merged[name])
+        layers = [model[name].double().flatten(1) for model in models]
+        shrunk = [shrink(gram[layer].double(), alpha) for gram in grams]
+        merged[name] = nearest_layer(layers, shrunk, mean).reshape(merged[name].shape).to(merged[name])
     return merged
 
 
-def _shift(around: Sequence[Tensor], grams: Sequence[Tensor], alpha: float) -> Tensor:
-    """The minimiser relative to the point that ``around`` is relative to, as near to it as can be, ``(out, in)``."""
-    if grams[0].dim() == 1:
-        total = torch.stack(list(grams)).sum(0)
-        return torch.where(total > 0, sum(w * g for w, g in zip(around, grams, strict=True)) / total, 0.0)
-    shrunk = [alpha * gram + (1 - alpha) * gram.diagonal().diag() for gram in grams]
-    pulled = torch.stack([w @ g for w, g in zip(around, shrunk, strict=True)]).sum(0)
+def nearest_layer(layers: Sequence[Tensor], grams: Sequence[Tensor], around: Tensor) -> Tensor:
+    """The minimiser of ``Σ tr (W - Wₖ) Gₖ (W - Wₖ)ᵀ`` that is nearest to ``around``.
+
+    Args:
+        layers: Wₖ, ``(out, in)``.
+        grams: Gₖ, ``(in, in)``, or all of them diagonals ``(in,)``.
+    """
+    pulled = total([times(layer - around, gram) for layer, gram in zip(layers, grams, strict=True)])
+    return around + over(pulled, total(grams))
+
+
+def shrink(gram: Tensor, alpha: float) -> Tensor:
+    """``α G + (1 - α) diag G`` of a matrix; a diagonal as it is."""
+    return gram if gram.dim() == 1 else alpha * gram + (1 - alpha) * gram.diagonal().diag()
+
+
+def times(layer: Tensor, gram: Tensor) -> Tensor:
+    """``W G`` for a matrix ``(in, in)`` or the diagonal ``(in,)`` of one."""
+    return layer * gram if gram.dim() == 1 else layer @ gram
+
+
+def over(pulled: Tensor, gram: Tensor) -> Tensor:
+    """``P G⁺`` with the pseudo-inverse of a symmetric matrix ``(in, in)``, or of the diagonal ``(in,)`` of one."""
+    if gram.dim() == 1:
+        return torch.where(gram > 0, pulled / gram, 0.0)
     # By eigenvectors and not by an inverse, whose rounding errors a Gram with small eigenvalues would blow up.
-    eigenvalues, vectors = torch.linalg.eigh(torch.stack(shrunk).sum(0))
+    eigenvalues, vectors = torch.linalg.eigh(gram)
     seen = eigenvalues > eigenvalues.max() * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
-    shift: Tensor = torch.where(seen, pulled @ vectors / eigenvalues, 0.0) @ vectors.T
-    return shift
+    along: Tensor = torch.where(seen, pulled @ vectors / eigenvalues, 0.0)
+    divided: Tensor = along @ vectors.T
+    return divided
+
+
+def total(tensors: Sequence[Tensor]) -> Tensor:
+    """Their sum, in order."""
+    summed: Tensor = functools.reduce(operator.add, tensors)
+    return summed
