@@ -120,10 +120,23 @@ def torch_random(seed: int, device: torch.device) -> Iterator[None]:
 
 def run_task(bench: Workbench, task: Task) -> Outcome:
     """Do the job: ``task.steps`` optimiser steps on θ, then the probes."""
-    job = task.job
     passes: Counter[float] = Counter()
     with torch_random(task.torch_seed, bench.x.device):
         theta, buffers, state, loss = _train(bench, task, passes)
+    return finished(bench, task, theta, buffers, state, loss, passes)
+
+
+def finished(
+    bench: Workbench, task: Task, theta: Params, buffers: Params, state: State, loss: float, passes: Counter[float]
+) -> Outcome:
+    """What is reported of a task whose steps are done, after its probes.
+
+    Args:
+        state: of the optimiser.
+        loss: mean over the steps.
+        passes: examples by width up to now.
+    """
+    job = task.job
     statistics = _measure(bench, task, theta, buffers, passes) if job.probes else {}
     result = Result(
         participant=job.participant,
@@ -170,19 +183,29 @@ def _train(bench: Workbench, task: Task, passes: Counter[float]) -> tuple[Params
 
 def _loss(task: Task, apply: Apply, theta: Params, batch: Batch) -> Tensor:
     """The job's loss on a batch, augmented if the run says so."""
-    job = task.job
-    rule, params = job.loss or cross_entropy, job.parametrization(theta, job.frozen)
     if task.augment is None:
-        return rule(apply, theta, params, batch, job.ctx)
+        return loss_of(task.job, apply, theta, batch)
     x, partners, share = task.augment(batch.x, task.noise)
-    own = batch._replace(x=x)
+    return loss_of(task.job, apply, theta, batch._replace(x=x), partners, share)
+
+
+def loss_of(
+    job: Job, apply: Apply, theta: Params, batch: Batch, partners: Tensor | None = None, share: Any = 1.0
+) -> Tensor:
+    """The job's loss on a batch as its step sees it.
+
+    Args:
+        partners, share: of mixup, as in :class:`~hybridfl.data.augmentation.Augmented`.
+    """
+    rule, params = job.loss or cross_entropy, job.parametrization(theta, job.frozen)
     if partners is None:
-        return rule(apply, theta, params, own, job.ctx)
+        return rule(apply, theta, params, batch, job.ctx)
     # Positions too, for a rule that finds targets by them, such as a teacher's logits.
-    others = Batch(x, batch.y[partners], batch.positions[partners])
+    others = Batch(batch.x, batch.y[partners], batch.positions[partners])
     first, again = _recorded(apply)
-    loss = share * rule(first, theta, params, own, job.ctx)
-    return loss + (1 - share) * rule(again, theta, params, others, job.ctx)
+    loss: Tensor = share * rule(first, theta, params, batch, job.ctx)
+    loss = loss + (1 - share) * rule(again, theta, params, others, job.ctx)
+    return loss
 
 
 def _recorded(apply: Apply) -> tuple[Apply, Apply]:

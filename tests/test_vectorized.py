@@ -1,0 +1,295 @@
+"""The executor that works in lock-step: what it does together, what it does not, and what it does without memory.
+
+That all methods give the numbers of the sequential executor is in tests/test_executors.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import helpers
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridfl import params as P
+from hybridfl.engine import task_of
+from hybridfl.executors import stacked as stacked_nets
+from hybridfl.executors import vectorized
+from hybridfl.executors.sequential import Sequential
+from hybridfl.executors.stacked import stacked
+from hybridfl.executors.vectorized import Vectorized
+from hybridfl.local import Outcome, Task, run_net
+from hybridfl.optimizers import SGD
+from hybridfl.params import Params
+from hybridfl.probes import mean_loss
+from hybridfl.types import Apply, Batch, Job
+
+UNEVEN = ("clients.number=6", "partitioning.alpha=0.3", "client_optimizer.batch_size=7")
+
+
+def tasks_of(*overrides: str, **job: Any) -> tuple[Any, list[Task]]:
+    """The workbench, and a task of every client with streams of its own at each call."""
+    federation = helpers.plan("baseline=fedavg", *UNEVEN, *overrides).federation
+    jobs = [Job(k, federation.fresh_model(), **job) for k in range(6)]
+    return federation.bench, [task_of(federation, one, 0, 3, 0) for one in jobs]
+
+
+def check(*overrides: str, executor: Vectorized | None = None, **job: Any) -> list[Outcome]:
+    """Both executors' outcomes agree; the vectorised ones."""
+    bench, tasks = tasks_of(*overrides, **job)
+    expected = Sequential().run(bench, tasks)
+    found = (executor or Vectorized()).run(*tasks_of(*overrides, **job))
+    for one, other in zip(expected, found, strict=True):
+        a, b = one.result, other.result
+        assert (a.participant, a.steps, a.examples, a.start is not None) == (b.participant, b.steps, b.examples, True)
+        assert helpers.close(a.model.params, b.model.params, 1e-10)
+        assert helpers.close(a.model.buffers, b.model.buffers, 1e-10)
+        assert a.loss == pytest.approx(b.loss, abs=1e-10, nan_ok=True)
+        assert helpers.close(dict(a.probes), dict(b.probes), 1e-10)
+        assert (dict(one.passes), one.mapped) == (dict(other.passes), other.mapped)
+    return found
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Clients that were trained by themselves."""
+    seen: list[int] = []
+    run_task = vectorized.run_task
+
+    def spied(bench: Any, task: Task) -> Outcome:
+        seen.append(task.job.participant)
+        return run_task(bench, task)
+
+    monkeypatch.setattr(vectorized, "run_task", spied)
+    return seen
+
+
+def test_clients_of_different_sizes_work_together(alone: list[int]) -> None:
+    sizes = {len(task.rows) for task in tasks_of()[1]}
+    assert len(sizes) == 6
+    check(probes={"loss": mean_loss})
+    assert not alone
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["client_optimizer.momentum=0.9", "client_optimizer.weight_decay=0.1", "client_optimizer.clip_norm=0.1"],
+        ["client_optimizer=nadam", "client_optimizer.epochs=3", "client_optimizer.lr=0.1"],
+        ["model=cnn", "model.channels=[4,4]", "augmentation=standard", "augmentation.crop=1"],
+        ["augmentation=mixup", "client_optimizer=adam"],
+        ["model=resnet20", "model.norm=batch", "model.width=0.25", "dataset.shape=[1,8,8]"],
+        ["dataset.classes=4", "tasks.number=2"],
+    ],
+)
+def test_every_kind_of_work(line: list[str], alone: list[int]) -> None:
+    check(*line)
+    assert not alone
+
+
+def test_a_batch_norm_net_sees_no_example_that_only_fills_up() -> None:
+    line = ["model=resnet20", "model.norm=batch", "model.width=0.25", "dataset.shape=[1,8,8]"]
+    outcomes = check(*line)
+    counted = [int(next(t for n, t in o.result.model.buffers.items() if n.endswith("tracked"))) for o in outcomes]
+    assert counted == [outcome.result.steps for outcome in outcomes]
+
+
+@pytest.mark.parametrize(
+    ("line", "job"),
+    [
+        (["model=vit", "model.patch=2", "model.depth=1", "model.dim=8", "model.heads=2", "model.dropout=0.3"], {}),
+        ([], {"keep_optimizer": True}),
+        ([], {"steps": 0, "probes": {"loss": mean_loss}}),
+    ],
+)
+def test_what_cannot_be_done_together_is_done_alone(line: list[str], job: Any, alone: list[int]) -> None:
+    check(*line, **job)
+    assert sorted(alone) == list(range(6))
+
+
+def by_value(apply: Apply, theta: Params, params: Params, batch: Batch, ctx: Mapping[str, Any]) -> Tensor:
+    """A rule that looks at numbers, which ``vmap`` cannot."""
+    logits = apply(params, batch.x)
+    return (
+        F.cross_entropy(logits, batch.y)
+        if float(logits.detach().sum()) > 0
+        else F.mse_loss(logits, logits.detach() * 0)
+    )
+
+
+def test_a_rule_that_looks_at_numbers_is_run_alone_with_the_same_batches(alone: list[int]) -> None:
+    check(loss=by_value)
+    assert sorted(alone) == list(range(6))
+
+
+def half_squares(apply: Apply, theta: Params, params: Params, batch: Batch, ctx: Mapping[str, Any]) -> Tensor:
+    """A rule with a pass that is not trained through, a shared tensor and numbers."""
+    logits = apply(params, batch.x)
+    with torch.no_grad():
+        other = apply({name: tensor * ctx["shrink"] for name, tensor in params.items()}, batch.x)
+    return (logits - other + ctx["pull"][batch.y]).square().mean() + batch.positions.double().mean() * 0
+
+
+def test_a_rule_of_its_own(alone: list[int]) -> None:
+    check(loss=half_squares, ctx={"shrink": 0.5, "pull": torch.ones(3, 3, dtype=torch.float64)})
+    assert not alone
+
+
+def test_tensors_that_differ_between_clients(alone: list[int]) -> None:
+    bench, tasks = tasks_of()
+    start = tasks[0].job.start
+
+    def own(task: Task, k: int) -> Task:
+        pulled = {
+            "received": {n: t + k for n, t in start.params.items()},
+            "scale": [torch.tensor(float(k)).double(), 2.0],
+        }
+        return replace(task, job=replace(task.job, ctx=pulled, grad=towards))
+
+    expected = Sequential().run(bench, [own(task, k) for k, task in enumerate(tasks)])
+    found = Vectorized().run(bench, [own(task, k) for k, task in enumerate(tasks_of()[1])])
+    for a, b in zip(expected, found, strict=True):
+        assert helpers.close(a.result.model.params, b.result.model.params, 1e-10)
+    assert not alone
+
+
+def towards(gradients: Params, theta: Params, ctx: Mapping[str, Any]) -> Params:
+    scale, factor = ctx["scale"]
+    length = P.norm(gradients)  # of one client, not of all
+    return {n: g / length + factor * scale * (theta[n] - ctx["received"][n]) for n, g in gradients.items()}
+
+
+def test_numbers_that_differ_between_clients_keep_them_apart(alone: list[int]) -> None:
+    bench, tasks = tasks_of()
+    found = [replace(task, job=replace(task.job, loss=scaled, ctx={"by": float(k)})) for k, task in enumerate(tasks)]
+    Vectorized().run(bench, found)
+    assert sorted(alone) == list(range(6))
+
+
+def scaled(apply: Apply, theta: Params, params: Params, batch: Batch, ctx: Mapping[str, Any]) -> Tensor:
+    return F.cross_entropy(apply(params, batch.x), batch.y) * ctx["by"]
+
+
+def test_jobs_of_different_kinds_are_different_groups(alone: list[int]) -> None:
+    bench, tasks = tasks_of()
+    other = SGD(lr=0.01, batch_size=5)
+    mixed = [
+        replace(task, work=other, steps=other.count(len(task.rows))) if k % 2 else task for k, task in enumerate(tasks)
+    ]
+    expected = Sequential().run(bench, mixed)
+    mixed = [replace(old, shuffle=new.shuffle) for old, new in zip(mixed, tasks_of()[1], strict=True)]
+    found = Vectorized().run(bench, mixed)
+    assert [o.result.participant for o in found] == list(range(6))
+    for a, b in zip(expected, found, strict=True):
+        assert helpers.close(a.result.model.params, b.result.model.params, 1e-10)
+    assert not alone
+
+
+def test_little_memory_makes_several_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    together = vectorized._lock_step
+
+    def spied(bench: Any, tasks: Any) -> list[Outcome]:
+        sizes.append(len(tasks))
+        return together(bench, tasks)
+
+    monkeypatch.setattr(vectorized, "_lock_step", spied)
+    monkeypatch.setattr(vectorized, "MIB", 2**14)
+    check(executor=Vectorized(memory_mb=10))
+    assert sum(sizes) >= 5
+    assert 1 < max(sizes) < 6
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    ],
+)
+def test_without_memory_the_group_is_halved_and_it_says_so(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = vectorized._LockStep.step
+
+    def greedy(self: Any, share: Any, *rest: Any) -> None:
+        step(self, share, *rest)
+        if len(self.tasks) > 3:
+            raise error
+
+    monkeypatch.setattr(vectorized._LockStep, "step", greedy)
+    executor = Vectorized()
+    check(executor=executor)
+    assert executor.told() == ["no memory for 6 clients at once; trying 3 (executor.memory_mb=64)"]
+    assert executor.told() == []
+
+
+def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Tensor:
+        raise RuntimeError("a mistake of the user's")
+
+    with pytest.raises(RuntimeError, match="a mistake of the user's"):
+        check(loss=broken)
+
+
+# -- dense nets ------------------------------------------------------------------------------------------------------
+
+
+class Written(nn.Module):
+    """With functions and methods in place of modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 5), nn.Linear(5, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.second(torch.tanh(F.relu(self.first(x.flatten(1)))).sigmoid())
+        return logits
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return x + self.layer(x)
+
+
+class Looks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layer(x.flatten(1))
+        return logits if x.shape[1] == 1 else logits * 2
+
+
+NETS = {
+    "modules": (nn.Sequential(nn.Flatten(), nn.Linear(8, 5), nn.GELU(), nn.Identity(), nn.Linear(5, 3)), True),
+    "functions": (Written(), True),
+    "used twice": (Twice(), False),
+    "traceable but unknown": (nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.LayerNorm(6), nn.Linear(6, 3)), False),
+    "flattens otherwise": (nn.Sequential(nn.Flatten(2), nn.Linear(8, 3), nn.Flatten(), nn.Linear(3, 3)), False),
+    "looks at shapes": (Looks(), False),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_chain_of_dense_layers_is_batched_products_and_everything_else_right_too(name: str) -> None:
+    net, batched = NETS[name]
+    net = net.double()
+    assert (stacked_nets._chain(net) is not None) == batched
+    rng = np.random.default_rng(0)
+    params = {n: torch.from_numpy(rng.standard_normal((3, *p.shape))) for n, p in net.named_parameters()}
+    x = torch.from_numpy(rng.standard_normal((3, 4, 1, 2, 4)))
+    found = stacked(net)(params, {}, x)
+    for k in range(3):
+        expected = run_net(net, {name: tensor[k] for name, tensor in params.items()}, {}, x[k])
+        assert torch.allclose(found[k], expected, rtol=0, atol=1e-12)
