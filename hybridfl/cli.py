@@ -140,6 +140,28 @@ def _split(arguments: list[str]) -> int:
     return 0
 
 
+def _pretrain(arguments: list[str]) -> int:
+    from hybridfl import pretrain_command
+
+    parser = _run_parser("pretrain", pretrain_command.EPILOG)
+    pretrain_command.add_arguments(parser)
+    chosen = parser.parse_intermixed_args(arguments)
+    typed, chosen.overrides = chosen.overrides, pretrain_command.completed(chosen)
+    _find_users_modules()
+    with _terminable():
+        return pretrain_command.run(chosen, typed, _composed(chosen))
+
+
+def _export(arguments: list[str]) -> int:
+    from hybridfl import export_command
+
+    parser = _parser("export")
+    export_command.add_arguments(parser)
+    chosen = parser.parse_args(arguments)
+    _find_users_modules()
+    return export_command.run(chosen)
+
+
 def _single(chosen: argparse.Namespace) -> int:
     composed = _composed(chosen)
     from hybridfl.plan import make_plan
@@ -259,8 +281,10 @@ def _first_comment(file: Path) -> str:
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, "Run an experiment, or with -m a sweep of them."),
     "split": (_split, "Who owns what under a config, without training: a table, and figures with --out."),
+    "pretrain": (_pretrain, "Train one model on all the data, and write a file that runs start from."),
     "compare": (_compare, "Tables from finished runs: means over seeds, differences, rounds and bytes to a target."),
     "show": (_show, "What a run was, how far it got and how well it did."),
+    "export": (_export, "What a run would deploy, as a safetensors file that plain torch loads."),
     "data": (_data, "Which data sets are at hand, and downloads of the public ones."),
     "merge": (
         _merge,

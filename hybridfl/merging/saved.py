@@ -95,8 +95,11 @@ def _is_statistic(name: str) -> bool:
     return name.rpartition(".")[2] in STATISTICS
 
 
-def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """A ``.safetensors`` file, or with another suffix a state dict by ``torch.save``; the folder is made if need be.
+
+    Args:
+        metadata: of a ``.safetensors`` file; the other format has no place for it.
 
     Raises:
         StoreError: it cannot be written; an older file of that name is then untouched.
@@ -105,7 +108,7 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     if path.suffix == ".safetensors":
         from safetensors.torch import save
 
-        data = save(contiguous)
+        data = save(contiguous, dict(metadata) if metadata else None)
     else:
         buffer = io.BytesIO()
         torch.save(contiguous, buffer)
