@@ -194,7 +194,9 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
     if file is not None and settings.initial != "same":
         raise ConfigError("initial", f"got {settings.initial}, but start={settings.start} is the same for all.")
     if file is not None:
-        weights = read_weights(file, weights.model, getattr(net, "key_map", None))
+        used = {name for name, _ in with_policy(net, options.batch_norm).named_buffers()}
+        unused = weights.model.buffers.keys() - used
+        weights = read_weights(file, weights.model, getattr(net, "key_map", None), unused)
     net = with_policy(net, options.batch_norm)
     kept = {name: weights.model.buffers[name] for name, _ in net.named_buffers()}
     federation = Federation(

@@ -27,10 +27,14 @@ SETTING = {
 }
 """Unless typed otherwise: one client that owns everything, and a round is an epoch."""
 METHOD = "baseline=oracle"
-GROUPS = ("baseline", "merging")
+REFUSED = {
+    "baseline": f"pretrain trains one model on all data, as {METHOD} does; leave it out, or use train and export.",
+    "merging": f"pretrain trains one model on all data, as {METHOD} does; leave it out, or use train and export.",
+    "experiment": "a preset is of a federation; type what you want of it, such as dataset=digits model=cnn.",
+}
 
 EPILOG = f"""\
-Overrides are those of train, without {" and ".join(GROUPS)}. Unless typed otherwise, one client owns everything and a round
+Overrides are those of train, without {", ".join(REFUSED)}. Unless typed otherwise, one client owns everything and a round
 is an epoch: {" ".join(f"{key}={value}" for key, value in SETTING.items())}
 The same line again trains nothing and writes the file anew; one that was stopped goes on.
 
@@ -55,10 +59,9 @@ def completed(args: argparse.Namespace) -> list[str]:
     """
     if args.multirun:
         raise ConfigError("-m", "pretrain makes one model and one file; leave it out, and call it once for each.")
-    typed = {text.lstrip("+~").partition("=")[0].partition("@")[0] for text in args.overrides}
+    typed = [text.lstrip("+~").partition("=")[0].partition("@")[0] for text in args.overrides]
     for key in typed:
-        if key.partition(".")[0] in GROUPS:
-            problem = f"pretrain trains one model on all data, as {METHOD} does; leave it out, or use train and export."
+        if problem := REFUSED.get(key.partition(".")[0]):
             raise ConfigError(key, problem)
     defaults = [f"{key}={value}" for key, value in SETTING.items() if key not in typed]
     return [METHOD, *defaults, *args.overrides]

@@ -99,7 +99,13 @@ def test_list_of_a_preset_shows_the_line_below_the_package(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "line", [["--help"], ["list"], ["list", "dataset"], ["train", "--help"], ["split", "--help"], ["merge", "--help"]]
+    "line",
+    [
+        ["--help"],
+        ["list"],
+        ["list", "dataset"],
+        *([command, "--help"] for command in ("train", "split", "pretrain", "export", "merge")),
+    ],
 )
 def test_help_and_list_import_nothing_heavy(line: list[str]) -> None:
     code = (

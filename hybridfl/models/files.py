@@ -30,7 +30,9 @@ class Weights(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read_weights(path: Path, like: Model, key_map: Mapping[str, str] | None = None) -> Weights:
+def read_weights(
+    path: Path, like: Model, key_map: Mapping[str, str] | None = None, unused: Collection[str] = ()
+) -> Weights:
     """Weights of a ``.safetensors`` file or of a ``torch.save``d state dict, in the shape and type of ``like``.
 
     A file without a classifier, or with one for another number of classes or of other layers, is read without it: the
@@ -39,6 +41,7 @@ def read_weights(path: Path, like: Model, key_map: Mapping[str, str] | None = No
     Args:
         like: the net's own model.
         key_map: for the names in the file; used unless fewer names fit with it than without.
+        unused: names of tensors that the run never reads, so that the file may lack them.
 
     Raises:
         ConfigError: under the key ``start``: no such file, not weights, or names and shapes that do not fit the net.
@@ -51,7 +54,7 @@ def read_weights(path: Path, like: Model, key_map: Mapping[str, str] | None = No
     wanted = {**like.params, **like.buffers}
     tensors = _renamed(read_tensors(path), wanted, key_map or {})
     note = _without_head(tensors, wanted)
-    kept = {name for name in wanted if name.endswith(COUNTER)}
+    kept = {name for name in wanted if name.endswith(COUNTER) or name in unused}
     if note:
         kept |= {name for name in wanted if name.startswith(HEAD)}
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEAD)}
