@@ -155,6 +155,9 @@ def test_what_is_typed_comes_before_the_setting() -> None:
     answer = pretrained(*SMALL, *typed)
     folder = folder_of(answer)
     assert "trained on 150 examples" in answer.out
+    assert read_run(folder).config["overrides"] == " ".join(
+        [METHOD, "clients.number=1", "clients.per_round=1", "server_data=none", *SMALL, *typed]
+    )
     assert server_steps(folder) == [2 * 10, 4 * 10]
     assert "validation" in {row["scope"] for row in rows(folder / "metrics.csv")}
 
