@@ -14,7 +14,7 @@ from pathlib import Path
 from hybridfl.errors import ConfigError, nearest
 from hybridfl.formats import FORMATS
 from hybridfl.runs import find_runs, to_stderr
-from hybridfl.tabulate import AT, Options, tabulate
+from hybridfl.tabulate import AT, AUTO, OF_STREAMS, Options, tabulate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +22,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = Options()
     add = parser.add_argument
     add("paths", nargs="*", metavar="PATH", help="run, sweep or output folders (default: outputs)")
-    add("--metric", default=default.metric, help="a column of metrics.csv (default: %(default)s)")
+    add(
+        "--metric",
+        default=default.metric,
+        help=f"a column of metrics.csv, or {', '.join(OF_STREAMS)} (default: %(default)s)",
+    )
     add("--scope", default=default.scope, help="global, clients, served, … (default: %(default)s)")
-    add("--at", default=default.at, metavar="|".join(AT), help="point of the run to read (default: %(default)s)")
+    add(
+        "--at",
+        default=default.at,
+        metavar="|".join(AT),
+        help="point of the run to read (default: mean10; streams: last)",
+    )
     add("--rows", default=default.rows, metavar="KEY[,KEY]", help="config keys, one row a value (default: %(default)s)")
     add("--cols", default=default.cols, metavar="KEY", help="config key, one column a value")
     add("--format", default=default.format, metavar="|".join(FORMATS), help="default: %(default)s")
@@ -52,7 +61,7 @@ def render(paths: Sequence[Path | str], options: Options | None = None, warn: Ca
         HybridflError: no run is finished.
     """
     options = options or Options()
-    for name, valid in (("at", tuple(AT)), ("format", tuple(FORMATS))):
+    for name, valid in (("at", (*AT, AUTO)), ("format", tuple(FORMATS))):
         if (given := getattr(options, name)) not in valid:
             raise ConfigError(f"--{name}", f"'{given}' is unknown. {nearest(given, valid)}")
     if options.target is not None and not 0 < options.target <= 1:

@@ -34,7 +34,7 @@ class Evaluation:
 
     Attributes:
         min_test: least number of test examples of a client.
-        sample: personal models scored on the whole test part before the last round, which scores all.
+        sample: personal models scored on the whole test part; the last round of a task, and of the run, scores all.
         chunk: examples a forward pass takes at once.
     """
 
@@ -78,6 +78,7 @@ class Evaluator:
         """Rows of all scopes that are defined for this method after ``round`` rounds.
 
         Args:
+            last: whether the round is the last of the run or of its task.
             kept: what participants have kept to themselves; then there is no global model.
         """
         return _Evaluation(self, state, round, last, kept or {}).scores()

@@ -168,7 +168,8 @@ class _Attempt:
             after.round,
             [{"name": name, "participant": who, "value": value} for name, who, value in record.reports],
         )
-        last = after.round == self.rounds
+        # What a stream has forgotten is read from the accuracies at the end of every task.
+        last = self.plan.federation.tasks.ends(after.round - 1)
         if not last and after.round % self.plan.settings.evaluate_every:
             return None
         scores = evaluator.score(after.state, after.round, last, after.kept)

@@ -20,12 +20,16 @@ from hybridfl.tabulate import (
     DAGGER,
     FRACTIONS,
     HIGHER_IS_BETTER,
+    OF_STREAMS,
     OTHERS,
+    Options,
     Table,
     label,
     moves_raw_data,
     read_at,
 )
+
+MEGABYTES = "MB: 10⁶ bytes up, down and between peers."
 
 
 def as_csv(table: Table) -> str:
@@ -108,12 +112,17 @@ def summary_columns(table: Table) -> list[tuple[str, list[str]]]:
     goal = "target" if math.isnan(table.target) else f"{100 * table.target:.4g} %"
     if len(cells) > 1:
         columns.append((f"− {table.reference} [95 %]", [difference(cell, options.metric) for cell in cells]))
-    columns += [
-        (f"rounds to {goal}", [reached(cell) for cell in cells]),
-        (f"MB to {goal}", [short(cell.bytes_to_target / 1e6) for cell in cells]),
-        ("MB", [short(cell.bytes / 1e6) for cell in cells]),
-    ]
-    return columns
+    if has_goal(table):
+        columns += [
+            (f"rounds to {goal}", [reached(cell) for cell in cells]),
+            (f"MB to {goal}", [short(cell.bytes_to_target / 1e6) for cell in cells]),
+        ]
+    return [*columns, ("MB", [short(cell.bytes / 1e6) for cell in cells])]
+
+
+def has_goal(table: Table) -> bool:
+    """In a stream, in which accuracy need not rise, rounds are counted to a target that somebody asks for only."""
+    return not table.stream or table.options.target is not None
 
 
 def other_scopes(table: Table) -> list[tuple[str, list[str]]]:
@@ -124,8 +133,14 @@ def other_scopes(table: Table) -> list[tuple[str, list[str]]]:
             values = [[read_at(run, scope, metric, table.options.at) for run in row.runs[""]] for row in table.rows]
             means = [statistics.mean_sd([v for v in row if math.isfinite(v)])[0] for row in values]
             if any(map(math.isfinite, means)):
-                columns.append((scope if metric == "accuracy" else metric, [shown(mean, metric) for mean in means]))
+                columns.append((other_name(scope, metric), [shown(mean, metric) for mean in means]))
     return columns
+
+
+def other_name(scope: str, metric: str) -> str:
+    if metric in OF_STREAMS:
+        return f"{metric} {scope}"
+    return scope if metric == "accuracy" else metric
 
 
 def shown(value: float, metric: str, sign: str = "") -> str:
@@ -173,12 +188,32 @@ def caption(table: Table) -> list[str]:
         if len(table.rows) > 1:
             pairs = "pairs with the same seed, split, start and clients"
             lines.append(f"− {table.reference}: mean difference over {pairs}, 95 % t interval.")
-        if math.isfinite(table.target):
+        if math.isfinite(table.target) and has_goal(table):
             whose = " = 90 % of the best mean" if options.target is None else ""
             goal = f"Target: accuracy {100 * table.target:.4g} %{whose}"
-            lines.append(f"{goal}; (k/n): k of n runs reach it. MB: 10⁶ bytes up, down and between peers.")
+            lines.append(f"{goal}; (k/n): k of n runs reach it. {MEGABYTES}")
+        elif table.stream:
+            lines.append(MEGABYTES)
+    if table.stream:
+        lines += of_streams(options)
     if any(moves_raw_data(row.all_runs) for row in table.rows):
         lines.append(f"{DAGGER} moves raw data to another owner.")
+    return lines
+
+
+def of_streams(options: Options) -> list[str]:
+    """What a reader must know of a table of runs with several tasks."""
+    lines = []
+    if options.at != "last":
+        lines.append("Stream of tasks: only evaluations during the last task count.")
+    elif options.metric == "accuracy":
+        lines.append("Stream of tasks: final average accuracies, of global over examples, of global/tasks over tasks.")
+    if options.metric == "forgetting_learned":
+        lines.append(
+            "forgetting_learned: accuracy just after learning a task minus the last, mean over all tasks but the last."
+        )
+    elif options.metric in ("accuracy", "forgetting"):
+        lines.append("forgetting: best earlier accuracy on a task minus the last, mean over all tasks but the last.")
     return lines
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridfl.errors import ConfigError, DataError, HybridflError, nearest
+from hybridfl.tasks import TaskStream
 
 BYTES = ("bytes_up", "bytes_down", "bytes_peer")
 COSTS = (*BYTES, "macs", "server_macs", "local_steps", "seconds", "sim_seconds")
@@ -104,6 +105,24 @@ class Run:
             return name
         target = self.flat.get(f"{key}._target_")
         return str(target).rpartition(".")[2] if target is not None else ABSENT
+
+    @cached_property
+    def tasks(self) -> TaskStream:
+        """Which task was on when, without the classes; one task if the config does not say."""
+        return TaskStream(((),) * self.flat.get("tasks.number", 1), self.flat.get("rounds", 1))
+
+    def matrix(self, scope: str) -> list[list[float]]:
+        """Accuracies after each task that is over (rows) on it and those before (columns); empty without a stream.
+
+        NaN where the last round of a task was not evaluated.
+        """
+        tasks = self.tasks
+        curves = [self.curves.get(f"{scope}/task={task}") for task in range(len(tasks))]
+        if len(tasks) == 1 or curves[0] is None:
+            return []
+        by_round = [dict(zip(c.rounds, c.column("accuracy"), strict=True)) if c else {} for c in curves]
+        ends = [round + 1 for round in range(max(by_round[0])) if tasks.ends(round)]
+        return [[found.get(end, math.nan) for found in by_round[: task + 1]] for task, end in enumerate(ends)]
 
     def summary(self) -> str:
         """The last accuracies, what was sent and where the run is, in a line."""

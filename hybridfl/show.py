@@ -6,6 +6,7 @@ import argparse
 import math
 from pathlib import Path
 
+from hybridfl.forgetting import forgetting, forgetting_learned
 from hybridfl.runs import ABSENT, BYTES, COSTS, Run, find_run
 from hybridfl.store import is_held
 
@@ -39,7 +40,7 @@ def describe(shown: Run) -> str:
     }
     width = max(map(len, facts))
     lines = [_fact(name, str(value), width) for name, value in facts.items() if value not in (None, "")]
-    return "\n".join([*lines, "", *_last_metrics(shown)])
+    return "\n".join([*lines, "", *_last_metrics(shown), *_stream(shown)])
 
 
 def _state(shown: Run) -> str:
@@ -86,9 +87,53 @@ def _last_metrics(shown: Run) -> list[str]:
         return ["no evaluation yet"]
     percent, plain = ("accuracy", "worst10", "spread"), ("loss", "examples")
     table = [["scope", "round", *(f"{name} %" for name in percent), *plain]]
-    for scope, curve in shown.curves.items():
+    kinds = list(dict.fromkeys(scope.partition("/")[0] for scope in shown.curves))
+    # A task's rows begin when it does, after all others.
+    for scope in sorted(shown.curves, key=lambda scope: kinds.index(scope.partition("/")[0])):
+        curve = shown.curves[scope]
         rates = [_cell(curve.column(name)[-1] * 100, ".1f") for name in percent]
         table.append([scope, str(curve.rounds[-1]), *rates, *(_cell(curve.column(n)[-1], ".6g") for n in plain)])
+    return _aligned(table)
+
+
+def _stream(shown: Run) -> list[str]:
+    """Of a stream the accuracies after each task that is over, their averages, and what has been forgotten."""
+    scope = next((scope for scope in ("global", "served") if f"{scope}/task=0" in shown.curves), None)
+    if scope is None:
+        return []
+    matrix, number = shown.matrix(scope), len(shown.tasks)
+    if not matrix:
+        return ["", f"the first of {number} tasks is not over yet"]
+    overall = _after_tasks(shown, scope), _after_tasks(shown, f"{scope}/tasks")
+    table = [["after", *(f"task={task}" for task in range(len(matrix))), "all examples", "all tasks"]]
+    for task, row in enumerate(matrix):
+        later = [""] * (len(matrix) - len(row))
+        averages = [_percent(values[task]) for values in overall]
+        table.append([f"task={task}", *map(_percent, row), *later, *averages])
+    final = (
+        "final average accuracy" if len(matrix) == number else f"average accuracy after {len(matrix)} of {number} tasks"
+    )
+    means = {final: f"{_percent(overall[0][-1])} over examples, {_percent(overall[1][-1])} over tasks"}
+    if len(matrix) > 1:
+        best, learned = _percent(forgetting(matrix)), _percent(forgetting_learned(matrix))
+        means["forgetting"] = f"{best} from the best accuracy on a task, {learned} from the one just after learning it"
+    width = max(map(len, means))
+    title = f"accuracy % of {scope} after each task (rows) on each task (columns)"
+    return ["", title, *_aligned(table), *(_fact(name, value, width) for name, value in means.items())]
+
+
+def _after_tasks(shown: Run, scope: str) -> list[float]:
+    """Accuracy after each task that is over; NaN where that was not evaluated."""
+    curve = shown.curves[scope]
+    found = dict(zip(curve.rounds, curve.column("accuracy"), strict=True))
+    return [found.get(round + 1, math.nan) for round in range(curve.rounds[-1]) if shown.tasks.ends(round)]
+
+
+def _percent(value: float) -> str:
+    return _cell(100 * value, ".1f")
+
+
+def _aligned(table: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]).rstrip() for r in table]
 

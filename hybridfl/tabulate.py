@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hybridfl import statistics
 from hybridfl.config import NOT_IDENTITY
 from hybridfl.errors import ConfigError, HybridflError, nearest
-from hybridfl.runs import ABSENT, Run, to_stderr
+from hybridfl.forgetting import forgetting, forgetting_learned
+from hybridfl.runs import ABSENT, Curve, Run, to_stderr
 from hybridfl.statistics import MISSING, WINDOW, Observation, Summary, summarise
 
 AT = {
@@ -22,9 +23,17 @@ AT = {
     "mean10": f"mean of the last {WINDOW} evaluations",
     "best": "evaluation with the best validation accuracy",
 }
-FRACTIONS = ("accuracy", "worst10", "spread")
+"""In a stream of tasks all of them are about evaluations during the last task: before it, fewer classes were told apart."""
+AUTO = "auto"
+OF_STREAMS = {"forgetting": forgetting, "forgetting_learned": forgetting_learned}
+"""Metrics of a stream's matrix of accuracies, which no single row of ``metrics.csv`` has."""
+FRACTIONS = ("accuracy", "worst10", "spread", *OF_STREAMS)
 HIGHER_IS_BETTER = ("accuracy", "worst10", "examples")
-OTHERS = (("global", "accuracy"), ("clients", "accuracy"), ("clients", "worst10"), ("served", "accuracy"))
+OTHERS = (
+    *(("global", "accuracy"), ("global/tasks", "accuracy"), ("global", "forgetting")),
+    *(("clients", "accuracy"), ("clients", "worst10")),
+    *(("served", "accuracy"), ("served/tasks", "accuracy"), ("served", "forgetting")),
+)
 DAGGER = "†"
 CSV_NUMBERS = (
     *("seeds", "mean", "sd", "difference", "low", "high"),
@@ -43,11 +52,11 @@ SETUP = ("dataset", "clients", "model", "start", "start_steps", "rounds", "dtype
 
 @dataclass(frozen=True)
 class Options:
-    """What the table shows; the fields are the options of the command line."""
+    """What the table shows; the fields are the options of the command line. ``at`` may be ``auto`` until there are runs."""
 
     metric: str = "accuracy"
     scope: str = "global"
-    at: str = "mean10"
+    at: str = AUTO
     rows: str = "method"
     cols: str | None = None
     format: str = "terminal"
@@ -171,7 +180,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All numbers, before any format; ``cols`` maps the token of a column to its value, ``""`` where there is one."""
+    """All numbers, before any format; ``cols`` maps the token of a column to its value, ``""`` where there is one.
+
+    Attributes:
+        stream: whether a run has several tasks.
+    """
 
     options: Options
     keys: list[str]
@@ -179,6 +192,7 @@ class Table:
     rows: list[Row]
     target: float
     reference: str
+    stream: bool
 
 
 def tabulate(runs: Sequence[Run], options: Options, warn: Callable[[str], None] = to_stderr) -> Table:
@@ -187,6 +201,9 @@ def tabulate(runs: Sequence[Run], options: Options, warn: Callable[[str], None] 
     Raises:
         ConfigError: unknown key, metric, scope or reference; ``--at best`` without validation rows.
     """
+    stream = any(len(run.tasks) > 1 for run in runs)
+    if options.at == AUTO:
+        options = replace(options, at="last" if stream else "mean10")
     asked = [re.sub(r"^method\.name$", "method", key.strip()) for key in options.rows.split(",") if key.strip()]
     asked = asked or ["method"]
     for option, key in [*(("--rows", key) for key in asked), *([("--cols", options.cols)] if options.cols else [])]:
@@ -207,7 +224,7 @@ def tabulate(runs: Sequence[Run], options: Options, warn: Callable[[str], None] 
     warn_of_gaps(rows, options, warn)
     values = [run.value(options.cols) for run in runs] if options.cols else []
     cols = {token(value): value for value in sorted(values, key=_natural)} or {"": None}
-    return Table(options, keys, cols, rows, target, reference)
+    return Table(options, keys, cols, rows, target, reference, stream)
 
 
 def check_columns(runs: Sequence[Run], options: Options) -> None:
@@ -218,8 +235,13 @@ def check_columns(runs: Sequence[Run], options: Options) -> None:
     if options.scope not in scopes:
         raise ConfigError("--scope", f"no run has the scope '{options.scope}'. {nearest(options.scope, scopes)}")
     metrics = {name for run in runs for curve in run.curves.values() for name in curve.cells} - {"round", "scope"}
+    if any(run.matrix(options.scope) for run in runs):
+        metrics |= OF_STREAMS.keys()
     if options.metric not in metrics:
         raise ConfigError("--metric", f"no run has the metric '{options.metric}'. {nearest(options.metric, metrics)}")
+    if options.metric in OF_STREAMS and options.at != "last":
+        problem = f"got {options.at}: {options.metric} is defined after the last task"
+        raise ConfigError("--at", f"{problem}; nearest valid value: last.")
     if options.at == "best" and "validation" not in scopes:
         raise ConfigError(
             "--at",
@@ -272,16 +294,27 @@ def _runs(count: int) -> str:
 
 def read_at(run: Run, scope: str, metric: str, at: str) -> float:
     """One number of a run: ``metric`` in ``scope`` at the chosen point; NaN if it is not defined there."""
+    if metric in OF_STREAMS:
+        matrix = run.matrix(scope)
+        return OF_STREAMS[metric](matrix) if len(matrix) == len(run.tasks) else MISSING
     curve = run.curves.get(scope)
     if curve is None:
         return MISSING
-    values = curve.column(metric)
+    values = in_last_task(run, curve, metric)
     if at == "best":
         personal = scope.partition("/")[0] in ("clients", "served")
         validation = (run.curves.get("validation/clients") if personal else None) or run.curves.get("validation")
-        best = validation and statistics.best_round(validation.rounds, validation.column("accuracy"))
-        return dict(zip(curve.rounds, values, strict=True)).get(best, MISSING) if isinstance(best, int) else MISSING
-    return statistics.tail_mean(values, 1 if at == "last" else statistics.WINDOW)
+        told = in_last_task(run, validation, "accuracy") if validation else {}
+        best = statistics.best_round(list(told), list(told.values()))
+        return MISSING if best is None else values.get(best, MISSING)
+    return statistics.tail_mean(list(values.values()), 1 if at == "last" else statistics.WINDOW)
+
+
+def in_last_task(run: Run, curve: Curve, metric: str) -> dict[int, float]:
+    """Round → number, of the evaluations during the last task; of all where there is one task."""
+    last = len(run.tasks) - 1
+    columns = zip(curve.rounds, curve.column(metric), strict=True)
+    return {round: value for round, value in columns if run.tasks.at(round - 1) == last}
 
 
 def observe(run: Run, options: Options) -> Observation:
@@ -289,12 +322,14 @@ def observe(run: Run, options: Options) -> Observation:
     curve = run.curves.get(options.scope)
     split, seed = run.status.get("split"), token(run.value("seed"))
     last = max(run.curves.values(), key=lambda curve: curve.rounds[-1], default=None)
+    points = zip(curve.rounds, curve.column("accuracy"), curve.bytes, strict=True) if curve else ()
+    counting = in_last_task(run, curve, "accuracy") if curve else {}
     return Observation(
         seed=seed,
         pair=None if split is None else (seed, split, _setup(run)),
         value=read_at(run, options.scope, options.metric, options.at),
         accuracy=read_at(run, options.scope, "accuracy", options.at),
-        curve=list(zip(curve.rounds, curve.column("accuracy"), curve.bytes, strict=True)) if curve else [],
+        curve=[point for point in points if point[0] in counting],
         bytes=last.bytes[-1] if last else MISSING,
     )
 
