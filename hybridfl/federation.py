@@ -155,6 +155,10 @@ class Federation:
     def examples(self, participant: int, split: Part = "train") -> int:
         return len(self.owned(participant, split))
 
+    def by_task(self, participant: int, split: Part = "train") -> list[int]:
+        """Numbers of examples of each task; a run without a stream has one."""
+        return [len(self.rows(participant, View(split=split, tasks=task))) for task in range(len(self.tasks))]
+
     def rows(self, participant: int, view: View, round: int = 0) -> Tensor:
         """Positions in the pool that a job's view covers in a round, on the pool's device."""
         owners = (participant,) if view.owners is None else view.owners

@@ -128,22 +128,23 @@ class OptimalAveraging(Personalised):
     def init(self, federation: Federation) -> State:
         state = super().init(federation)
         trainers, sizes = state["trainers"], state["sizes"]
+        least = min(map(min, sizes), default=0)
+        of_task = " of a task" if len(federation.tasks) > 1 else ""
         if self.plugs_in and len(trainers) < 2:
             problem = f"got {self.estimator}, which needs two clients that train; nearest valid value: fixed."
             raise ConfigError("estimator", problem)
-        if self.plugs_in and self.variance == "split_half" and min(sizes) < 2:
+        if self.plugs_in and self.variance == "split_half" and least < 2:
             key = "variance" if self.estimator == "pooled" else "estimator"
-            problem = f"a client has {min(sizes)} example, which cannot be halved; nearest valid value: fisher."
+            problem = f"a client has {least} example{of_task}, which cannot be halved; nearest valid value: fisher."
             raise ConfigError(key, f"got split_half, but {problem}")
         part = READS.get(self.estimator)
-        if part and not all(federation.examples(k, part) for k in trainers):
-            hint = (
-                "give clients.validation, such as clients.validation=0.2" if part == "val" else "try estimator=pooled"
-            )
-            problem = f"got {self.estimator}, but a client has no examples in its '{part}' part; {hint}."
+        if part and not all(all(federation.by_task(k, part)) for k in trainers):
+            wanting = part == "val" and not of_task
+            hint = "give clients.validation, such as clients.validation=0.2" if wanting else "try estimator=pooled"
+            problem = f"got {self.estimator}, but a client has no examples in its '{part}' part{of_task}; {hint}."
             raise ConfigError("estimator", problem)
-        total = sum(sizes)
-        return state | {"shares": [size / total if self.own_data else 0.0 for size in sizes]}
+        shares = [[size / sum(task) if self.own_data else 0.0 for size in task] for task in sizes]
+        return state | {"shares": shares}
 
     def personalise(
         self, state: State, shared: Model, now: Round
@@ -164,7 +165,7 @@ class OptimalAveraging(Personalised):
                 pair = [by_tag[tag].get(k) for tag in ("half 0", "half 1")]
                 v[k] = squared(*self._errors(result, pair, metric, now), groups)
                 D[k] = squared(P.subtract(result.model.params, shared.params), metric, groups)
-            found = yield from self._weights(state, shared, v, D)
+            found = yield from self._weights(state, shared, v, D, now)
             for k, weights in found.items():
                 now.report("variance", float(v[k].sum()), k)
                 now.report("bias", float(weights.bias.sum()), k)
@@ -188,7 +189,7 @@ class OptimalAveraging(Personalised):
     def _halves(self, state: State, shared: Model, now: Round) -> list[Job]:
         """The local work on each of two random halves: as many epochs, and steps, as on the whole."""
         jobs = []
-        for client, size in zip(state["trainers"], state["sizes"], strict=True):
+        for client, size in zip(state["trainers"], state["sizes"][now.task], strict=True):
             order = torch.from_numpy(now.rng("halves", client).permutation(size))
             device = next(iter(shared.params.values())).device
             for number in range(2):
@@ -212,10 +213,10 @@ class OptimalAveraging(Personalised):
         return {n: f.sqrt() / (f + ridge) / result.examples**0.5 for n, f in fisher.items()}, metric
 
     def _weights(
-        self, state: State, shared: Model, v: Mapping[int, Array], D: Mapping[int, Array]
+        self, state: State, shared: Model, v: Mapping[int, Array], D: Mapping[int, Array], now: Round
     ) -> Generator[list[Job], Results, dict[int, Weights]]:
-        sizes = dict(zip(state["trainers"], state["sizes"], strict=True))
-        own = dict(zip(state["trainers"], state["shares"], strict=True))
+        sizes = dict(zip(state["trainers"], state["sizes"][now.task], strict=True))
+        own = dict(zip(state["trainers"], state["shares"][now.task], strict=True))
         if self.estimator != "pooled":
             return {k: plug_in(v[k], D[k], own[k], self.a_max) for k in v}
         # The server learns v and D of everybody, and answers with the weights.

@@ -33,7 +33,8 @@ class Personalised(Facts):
         base: the method that makes the global model.
         local_epochs: of every client's local work.
         local_steps: given, it replaces ``local_epochs``.
-        every: rounds from one personalisation to the next; null is after the last round only.
+        every: rounds from one personalisation to the next; null is after the last round only. The last round of a run, and of
+            every task in a stream, always has one.
     """
 
     alternatives: tuple[str, ...] = ("local", "global")
@@ -66,12 +67,12 @@ class Personalised(Facts):
             problem = "needs whole models, but under model.batch_norm=local clients keep a part; try model.batch_norm=average."
             raise ConfigError("base", problem)
         trainers = [k for k in federation.clients.trainers(federation.seed) if federation.examples(k)]
-        sizes = [federation.examples(k) for k in trainers]
-        return {"base": state, "trainers": trainers, "sizes": sizes, "personal": {}}
+        sizes = zip(*(federation.by_task(k) for k in trainers), strict=True)
+        return {"base": state, "trainers": trainers, "sizes": [list(task) for task in sizes], "personal": {}}
 
     def round(self, state: State, now: Round) -> Generator[list[Job], Results, State]:
         after = state | {"base": (yield from self.base.round(state["base"], now)), "personal": {}}
-        if now.index + 1 < now.total and (self.every is None or (now.index + 1) % self.every):
+        if not now.last_of_task and (self.every is None or (now.index + 1) % self.every):
             return after
         found = yield from self.personalise(after, self._global(after), now)
         return after | {"personal": {str(client): list(personal) for client, personal in found.items()}}
