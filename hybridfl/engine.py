@@ -437,6 +437,13 @@ def check_method(method: Method, federation: Federation, topology: str, name: st
         ways = {"server_own_labels": WITH_OWN_LABELS, "server_data": WITH_DATA, "server_labels": labels_by}
         hint = next((f"; try {way}" for need, way in ways.items() if need in missing), "")
         raise Unsuitable(key, f"{name} requires {' and '.join(sorted(missing))}, which is not there{hint}.")
+    if "server_data" in method.requires:
+        # A method that works with the server's examples does so in every task.
+        for task, examples in enumerate(federation.by_task(SERVER)):
+            if not examples:
+                told = f"task {task} (classes {', '.join(map(str, federation.tasks.classes[task]))})"
+                problem = f"the server has no training example of {told}, and {name} needs some of every task"
+                raise Unsuitable("server_data", f"{problem}; give it more examples or classes.")
     clients = federation.clients
     option, value, punctual = ("delay", clients.delay, "0")
     if clients.concurrency is not None:

@@ -38,7 +38,7 @@ from hybridfl.models.options import separated
 from hybridfl.optimizers import LocalWork
 from hybridfl.rng import torch_seed
 from hybridfl.tasks import Tasks
-from hybridfl.types import Method, Model
+from hybridfl.types import SERVER, Method, Model
 
 STARTS = ("random", "server", "solo")
 """Values of ``start`` beside the name of a file."""
@@ -226,6 +226,8 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
     labels_by = getattr(settings.server_data, "labels_by", WITH_DATA)
     if settings.start == "server" and "server_labels" not in federation.provides:
         raise ConfigError("start", f"got server, but the server owns no labelled examples; try {labels_by}.")
+    if settings.start == "server" and not federation.by_task(SERVER)[0]:
+        raise ConfigError("start", "got server, but the server has no training example of the first task; try random.")
     key = composed.method_key
     check_method(method, federation, settings.topology.name_for(method), f"{key}={composed.method_name}", labels_by)
     if method.topology == "peers":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -41,6 +41,17 @@ class Domains:
         if self.within.seed is not None:
             problem = f"got {self.within.seed}: one seed decides the whole draw; leave null and set partitioning.seed"
             raise ConfigError("within.seed", f"{problem}.")
+
+    def settled(self, labels: Labels, clients: int) -> Domains:
+        """The same with the number of each domain's clients written out, for parts of these examples to be split alike.
+
+        Raises:
+            ConfigError: as :meth:`split`.
+        """
+        sizes = np.unique(labels.domain, return_counts=True)[1]
+        if self.cut:
+            sizes[:] = sizes.min()
+        return replace(self, clients=tuple(self._clients(clients, sizes.tolist())))
 
     def split(self, labels: Labels, clients: int, rng: np.random.Generator) -> Partition:
         """As :class:`Partitioning` says."""

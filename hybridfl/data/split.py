@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hybridfl.data.dataset import Dataset, Examples, IntArray, Labels, problem_of
+from hybridfl.data.partition_domains import Domains
 from hybridfl.data.partitioning import Partition, Partitioning
 from hybridfl.data.server_data import Load, ServerData, ServerShare
 from hybridfl.errors import ConfigError, DataError
@@ -176,7 +177,8 @@ def draw_split(
         tasks: each is dealt out to all clients by itself.
 
     Raises:
-        ConfigError: more clients than examples, or an option of the two nodes does not fit.
+        ConfigError: more clients than examples, an option of the two nodes does not fit, or somebody has no example of a
+            task.
         DataError: the test part has none of a client's classes.
     """
     seed = seed if partitioning.seed is None else partitioning.seed
@@ -191,6 +193,7 @@ def draw_split(
         rest = np.setdiff1d(every, np.concatenate([server.taken, server.withheld]))
         partition = _by_task(partitioning, labels.at(rest), tasks, clients, seed, len(every) - len(rest))
         owned = [rest[share] for share in partition.shares]
+    _check_tasks(tasks, owned, labels)
     pool, names = _pool(dataset, server)
     servers = np.concatenate([server.taken, np.arange(len(every), len(pool))])
     cells = _cells(pool, int(pool.y.max()) + 1)
@@ -310,6 +313,12 @@ def _by_task(
     """Every task dealt out to all clients by itself, from a stream of random numbers of its own."""
     if len(tasks) == 1:
         return _partition(partitioning, labels, clients, seed, servers)
+    if isinstance(partitioning, Domains):
+        _check_domains(tasks, labels)
+        try:
+            partitioning = partitioning.settled(labels, clients)
+        except ConfigError as error:
+            raise error.under("partitioning") from error
     whole: list[list[IntArray]] = [[] for _ in range(clients)]
     moved = 0
     for number, classes in enumerate(tasks.classes):
@@ -323,6 +332,28 @@ def _by_task(
         for share, part in zip(whole, partition.shares, strict=True):
             share.append(members[part])
     return Partition([np.sort(np.concatenate(share)) for share in whole], moved, complete=False)
+
+
+def _check_tasks(tasks: TaskStream, owned: list[IntArray], labels: Labels) -> None:
+    """Every client has an example of every task: local work is given to it in all of them."""
+    for number, classes in enumerate(tasks.classes):
+        for client, share in enumerate(owned):
+            if not np.isin(labels.y[share], classes).any():
+                raise _too_many(tasks, number, f"client {client}, and each needs one or more")
+
+
+def _check_domains(tasks: TaskStream, labels: Labels) -> None:
+    """Every domain has an example of every task: a client's examples are all of its own domain."""
+    for number, classes in enumerate(tasks.classes):
+        missing = np.setdiff1d(labels.domain, labels.domain[np.isin(labels.y, classes)])
+        if len(missing):
+            raise _too_many(tasks, number, f"domain {missing[0]}, and its clients need one or more")
+
+
+def _too_many(tasks: TaskStream, number: int, whose: str) -> ConfigError:
+    told = f"task {number} (classes {', '.join(map(str, tasks.classes[number]))})"
+    problem = f"got {len(tasks)}, but {told} has no training example of {whose}"
+    return ConfigError("tasks.number", f"{problem}; choose fewer tasks (1 always fits) or another partitioning.")
 
 
 def _check(partition: Partition, examples: int, clients: int, partitioning: Partitioning) -> None:

@@ -205,8 +205,11 @@ class Feddle(Facts):
         size = self.atlas.size or 6 * cohort
         if size < cohort:
             raise ConfigError("atlas.size", f"got {size}, but {cohort} updates arrive a round; nearest: {cohort}.")
-        if self.fallback.accept == "heldout" and not federation.examples(SERVER, "val"):
-            problem = "got heldout, but the server has no validation examples; try server_data.validation=0.2."
+        if self.fallback.accept == "heldout" and not all(federation.by_task(SERVER, "val")):
+            of_task = " of a task" if len(federation.tasks) > 1 else ""
+            problem = (
+                f"got heldout, but the server has no validation examples{of_task}; try server_data.validation=0.2."
+            )
             raise ConfigError("fallback.accept", problem)
         start = federation.fresh_model()
         head = {name: tensor for name, tensor in start.params.items() if name.startswith("head.")}

@@ -31,11 +31,10 @@ class Oracle(Facts):
         self.tasks: Literal["current", "seen", "all"] = tasks
 
     def init(self, federation: Federation) -> State:
-        everybody, steps = federation.labelled, []
-        for task in range(len(federation.tasks)):
-            examples = sum(len(federation.rows(k, View(tasks=task))) for k in everybody)
-            mean_size = max(1, round(examples / len(everybody)))
-            steps.append(federation.clients.cohort * federation.work.count(mean_size))
+        everybody = federation.labelled
+        sizes = zip(*(federation.by_task(k) for k in everybody), strict=True)
+        mean_sizes = [max(1, round(sum(task) / len(everybody))) for task in sizes]
+        steps = [federation.clients.cohort * federation.work.count(size) for size in mean_sizes]
         return {"global": federation.fresh_model(), "optimizer": {}, "everybody": everybody, "steps": steps}
 
     def round(self, state: State, now: Round) -> Generator[list[Job], Results, State]:
