@@ -207,7 +207,9 @@ def of_streams(options: Options) -> list[str]:
     if options.at != "last":
         lines.append("Stream of tasks: only evaluations during the last task count.")
     elif options.metric == "accuracy":
-        lines.append("Stream of tasks: final average accuracies, of global over examples, of global/tasks over tasks.")
+        lines.append(
+            "Stream of tasks: final average accuracies over all examples; global/tasks and served/tasks: over the tasks."
+        )
     if options.metric == "forgetting_learned":
         lines.append(
             "forgetting_learned: accuracy just after learning a task minus the last, mean over all tasks but the last."

@@ -88,8 +88,8 @@ def _last_metrics(shown: Run) -> list[str]:
     percent, plain = ("accuracy", "worst10", "spread"), ("loss", "examples")
     table = [["scope", "round", *(f"{name} %" for name in percent), *plain]]
     kinds = list(dict.fromkeys(scope.partition("/")[0] for scope in shown.curves))
-    # A task's rows begin when it does, after all others.
-    for scope in sorted(shown.curves, key=lambda scope: kinds.index(scope.partition("/")[0])):
+    # In the file a task's rows begin when it does, after all others.
+    for scope in sorted(shown.curves, key=lambda scope: (kinds.index(scope.partition("/")[0]), "/task=" in scope)):
         curve = shown.curves[scope]
         rates = [_cell(curve.column(name)[-1] * 100, ".1f") for name in percent]
         table.append([scope, str(curve.rounds[-1]), *rates, *(_cell(curve.column(n)[-1], ".6g") for n in plain)])
