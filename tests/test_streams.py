@@ -25,7 +25,7 @@ from hybridfl.evaluation import Evaluation, Evaluator
 from hybridfl.tasks import Tasks
 from hybridfl.types import SERVER, View
 
-TASKS = ("dataset.classes=6", "tasks.number=3", "rounds=6")
+TASKS = ("tasks.number=3", "rounds=6", "dataset.classes=6")
 STREAM = (*TASKS, "server_data.examples=24")
 
 
@@ -126,12 +126,20 @@ def test_a_server_without_examples_of_a_task_is_refused_where_it_works() -> None
 
 
 def test_validation_examples_must_be_of_every_task() -> None:
-    heldout = ("server_data.examples=24", "merging.fallback.accept=heldout", "server_data.validation=0.06")
-    error = refused(*heldout)
+    # The server has 4, 4 and 2 examples of the tasks; a fifth of 2 is rounded to none.
+    heldout = (
+        "dataset.classes=5",
+        "server_data.examples=10",
+        "merging.fallback.accept=heldout",
+        "server_data.validation=0.2",
+    )
+    with pytest.raises(ConfigError) as caught:
+        helpers.plan(*TASKS[:2], *heldout)
+    error = caught.value
     assert str(error).startswith(
         "merging.fallback.accept: got heldout, but the server has no validation examples of a task"
     )
-    helpers.plan("dataset.classes=6", *heldout)
+    helpers.plan(*heldout)
     grid = (
         "merging=optimal_averaging",
         "merging.estimator=grid",
@@ -149,13 +157,16 @@ def test_validation_examples_must_be_of_every_task() -> None:
 
 def test_a_round_of_the_oracle_has_the_steps_of_a_cohort_on_its_task() -> None:
     for baseline in ("oracle", "joint"):
-        plan = helpers.plan(*STREAM, f"baseline={baseline}", "client_optimizer.epochs=2", "dataset.train=150")
+        # Tasks of two classes, two and one.
+        line = ("dataset.classes=5", "tasks.number=3", "rounds=6", "dataset.train=150")
+        plan = helpers.plan(*line, f"baseline={baseline}", "client_optimizer.epochs=2")
         federation = plan.federation
         engine, recorder = run_helpers.recorded(plan, 6)
         helpers.snapshots(engine)
         steps = [outcome.result.steps for outcome in recorder.outcomes]
         owners = [*range(5), SERVER]
         sizes = [sum(federation.by_task(k)[task] for k in owners) / 6 for task in range(3)]
+        assert round(sizes[0]) > round(sizes[2])
         assert steps == [3 * 2 * math.ceil(round(sizes[task]) / 8) for task in (0, 0, 1, 1, 2, 2)]
         pool = np.concatenate([federation.owned(k) for k in owners])
         read = [outcome.result.examples for outcome in recorder.outcomes]
