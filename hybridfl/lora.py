@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from hybridfl.build import PositiveInt
+from hybridfl.build import PositiveFloat, PositiveInt
 from hybridfl.errors import ConfigError, nearest
 from hybridfl.federation import Federation
+from hybridfl.optimizers import LocalWork
 from hybridfl.params import Params
 
 Factor = Literal["A", "B"]
@@ -73,6 +74,15 @@ def rank_of(weight: Tensor, rank: int) -> int:
 
 
 @dataclass(frozen=True)
+class Rates:
+    """Factors on the learning rate of what is trained."""
+
+    A: PositiveFloat = 1.0
+    B: PositiveFloat = 1.0
+    full: PositiveFloat = 1.0
+
+
+@dataclass(frozen=True)
 class Lora:
     """What is adapted, and what is trained beside it.
 
@@ -82,12 +92,22 @@ class Lora:
         full: patterns of the names of parameters that are trained in full, such as the head; their modules are not
             adapted.
         scale: factor on B A; in the paper α / r.
+        rates: factors on the learning rate of A, B and what is trained in full.
     """
 
     rank: PositiveInt = 4
     targets: tuple[str, ...] = ("*",)
     full: tuple[str, ...] = ("head.*",)
     scale: float = 1.0
+    rates: Rates = Rates()
+
+    def work(self, work: LocalWork) -> LocalWork:
+        """The local work with these rates."""
+        if self.rates == Rates():
+            return work
+        factors = {"*.lora_A": self.rates.A, "*.lora_B": self.rates.B}
+        factors |= {pattern: self.rates.full for pattern in self.full}
+        return replace(work, lr_factors={**work.lr_factors, **factors})
 
     def fitted(self, federation: Federation) -> Adapters:
         """The layers and parameters of the federation's net that are meant.

@@ -114,6 +114,19 @@ def test_patterns_that_fit_nothing(options, key_: str, told: str) -> None:
     assert refusal.value.key == key_
 
 
+def test_rates_of_their_own() -> None:
+    line = ["baseline=lora_fedavg", "client_optimizer.lr=0.3", "rounds=1"]
+    rates = ["baseline.lora.rates.A=0.5", "baseline.lora.rates.B=2", "baseline.lora.rates.full=3"]
+    line += ["client_optimizer.batch_size=200", "client_optimizer.epochs=1"]
+    plain, changed = (helpers.snapshots(helpers.plan(*line, *more).engine()) for more in ([], rates))
+    start = plain[0].state["theta"]
+    moved, moved_more = (P.subtract(run[-1].state["theta"], start) for run in (plain, changed))
+    factors = {"body.1.lora_A": 0.5, "body.1.lora_B": 2, "head.weight": 3, "head.bias": 3}
+    for name, factor in factors.items():
+        assert torch.allclose(moved_more[name], factor * moved[name], rtol=1e-9, atol=1e-12)
+    assert moved["body.1.lora_B"].any()
+
+
 def test_a_refusal_names_the_key_as_typed() -> None:
     for line, key_ in (
         (["baseline=lora_fedavg", "baseline.lora.targets=[x]"], "baseline.lora.targets[0]"),

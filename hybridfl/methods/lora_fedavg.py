@@ -52,7 +52,8 @@ class LoraFedAvg(Facts):
         # What never changes is sent to a client once.
         held = {client: frozenset(frozen if client in state["holders"] else ()) for client in now.clients}
         start = Model(state["theta"], state["global"].buffers)
-        results = yield [Job(k, start, adapters.map, frozen, held=held[k]) for k in now.clients]
+        work = self.lora.work(now.work)
+        results = yield [Job(k, start, adapters.map, frozen, work=work, held=held[k]) for k in now.clients]
         mean = results.mean("examples")
         params = adapters.map(mean.params, frozen)
         return state | {

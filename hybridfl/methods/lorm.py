@@ -2,8 +2,7 @@
 
 Low-rank updates of a frozen backbone in a class-incremental stream, merged in closed form: within a round over the clients,
 where only one factor is trained at a time, and after a task over the tasks. The paper was at hand as an abstract only; the
-method is that of the authors' code, without what its specification found to be slips there. Learning rates of A, B and the head
-are those of ``client_optimizer``, times ``client_optimizer.lr_factors`` such as ``{"*.lora_A": 0.1, "head.*": 3}``.
+method is that of the authors' code, without what its specification found to be slips there.
 """
 
 from __future__ import annotations
@@ -117,7 +116,8 @@ class LoRM(Facts):
         start = Model({n: t for n, t in before.items() if n in trained}, state["global"].buffers)
         frozen = {"base": state["base"], "factors": {n: t for n, t in before.items() if n not in trained}}
         held = {k: frozenset(["base"] if k in state["holders"] else []) for k in now.clients}
-        jobs = [Job(k, start, adapters.map, frozen, held=held[k]) for k in now.clients]
+        work = self.lora.work(now.work)
+        jobs = [Job(k, start, adapters.map, frozen, work=work, held=held[k]) for k in now.clients]
         backbone = state["layers"] if self._backbone_grams else []
         probing = self._probing(backbone, state["heads"] if self.head_merge == "regmean" else [])
         if self.gram.model == "current" or not state["memory"]:
