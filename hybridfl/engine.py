@@ -395,7 +395,7 @@ def task_of(federation: Federation, job: Job, round: int, rounds: int, occurrenc
         work = replace(work, steps=job.steps)
     keys = (round, job.participant, job.tag, occurrence)
     shuffle, seed = stream(federation.seed, "local", *keys), torch_seed(federation.seed, "net", *keys)
-    noise = stream(federation.seed, "augmentation", *keys)
+    noise = None if federation.augment is None else stream(federation.seed, "augmentation", *keys)
     return Task(job, work, steps, rows, round, rounds, shuffle, seed, federation.augment, noise, classes)
 
 

@@ -46,7 +46,7 @@ class Task:
         shuffle: stream of the batches.
         torch_seed: seed of anything random inside the net (dropout).
         augment: what changes the inputs of every step; ``None`` leaves them.
-        noise: its stream.
+        noise: its stream, if there is one.
         classes: the only ones whose logits count; ``None`` is all.
     """
 
@@ -59,7 +59,7 @@ class Task:
     shuffle: np.random.Generator
     torch_seed: int
     augment: Augment | None
-    noise: np.random.Generator
+    noise: np.random.Generator | None
     classes: tuple[int, ...] | None = None
 
 
@@ -183,7 +183,7 @@ def _train(bench: Workbench, task: Task, passes: Counter[float]) -> tuple[Params
 
 def _loss(task: Task, apply: Apply, theta: Params, batch: Batch) -> Tensor:
     """The job's loss on a batch, augmented if the run says so."""
-    if task.augment is None:
+    if task.augment is None or task.noise is None:
         return loss_of(task.job, apply, theta, batch)
     x, partners, share = task.augment(batch.x, task.noise)
     return loss_of(task.job, apply, theta, batch._replace(x=x), partners, share)
@@ -274,7 +274,7 @@ def _measured(bench: Workbench, task: Task) -> list[Batch]:
     """What probes see: the view once as it is, or several times with the run's augmentation."""
     positions = torch.arange(len(task.rows), device=bench.x.device).split(bench.chunk)
     plain = [Batch(bench.x[task.rows[p]], bench.y[task.rows[p]], p) for p in positions]
-    if task.augment is None or not task.job.augmented_passes:
+    if task.augment is None or task.noise is None or not task.job.augmented_passes:
         return plain
     passes = [batch for _ in range(task.job.augmented_passes) for batch in plain]
     return [batch._replace(x=task.augment(batch.x, task.noise)[0]) for batch in passes]

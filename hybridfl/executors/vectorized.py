@@ -115,7 +115,7 @@ def _of_memory(error: Exception) -> bool:
 @contextmanager
 def _streams_put_back(tasks: Sequence[Task]) -> Iterator[None]:
     """Random streams that were used by an attempt that failed are as before, for the next one."""
-    streams = [stream.bit_generator for task in tasks for stream in (task.shuffle, task.noise)]
+    streams = [stream.bit_generator for task in tasks for stream in (task.shuffle, task.noise) if stream]
     before = [stream.state for stream in streams]
     try:
         yield
@@ -132,23 +132,31 @@ def _parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 def _groups(bench: Workbench, tasks: Sequence[Task]) -> list[list[int]]:
     """Positions of tasks of the same kind; those that cannot be done in lock-step are groups of their own."""
     groups: list[list[int]] = []
+    alone: list[list[int]] = []
+    random: dict[float, bool] = {}
     for i, task in enumerate(tasks):
-        able = _able(bench, task)
-        home = next((g for g in groups if able and _able(bench, tasks[g[0]]) and _alike(tasks[g[0]], task)), None)
+        for width in (task.job.width, *task.job.inner_widths):
+            if width not in random:
+                random[width] = _is_random(bench.net_at(width))
+        if not _able(task) or any(random[width] for width in (task.job.width, *task.job.inner_widths)):
+            alone.append([i])
+            continue
+        home = next((group for group in groups if _alike(tasks[group[0]], task)), None)
         if home is None:
             groups.append([i])
         else:
             home.append(i)
-    return groups
+    return [*groups, *alone]
 
 
-def _able(bench: Workbench, task: Task) -> bool:
+def _able(task: Task) -> bool:
     job = task.job
-    if task.steps == 0 or job.keep_optimizer or job.optimizer_state:
-        return False
-    # Their masks would be others than those of a client alone.
-    nets = [bench.net_at(width) for width in (job.width, *job.inner_widths)]
-    return not any(isinstance(m, _DropoutNd) and m.p > 0 for net in nets for m in net.modules())
+    return task.steps > 0 and not job.keep_optimizer and not job.optimizer_state
+
+
+def _is_random(net: nn.Module) -> bool:
+    """Whether it has dropout, whose masks would be others than those of a client alone."""
+    return any(isinstance(module, _DropoutNd) and module.p > 0 for module in net.modules())
 
 
 def _alike(one: Task, other: Task) -> bool:
@@ -410,7 +418,9 @@ class _LockStep:
             return _Fed(x, y, positions, real, None, None)
         partners, shares = torch.arange(size, device=device).repeat(len(picked), 1), []
         for k, (i, batch) in enumerate(zip(who, share.picked, strict=True)):
-            seen = self.first.augment(x[k, : len(batch)], self.tasks[i].noise)
+            noise = self.tasks[i].noise
+            assert noise is not None
+            seen = self.first.augment(x[k, : len(batch)], noise)
             x[k, : len(batch)] = seen.x
             shares.append(seen.share)
             if seen.partners is not None:
