@@ -393,7 +393,7 @@ def task_of(federation: Federation, job: Job, round: int, rounds: int, occurrenc
     steps = job.steps if job.steps is not None else work.count(len(rows))
     if job.steps is not None and job.steps > 0:
         work = replace(work, steps=job.steps)
-    keys = (round, job.participant, job.tag, occurrence)
+    keys = (round, job.participant, job.tag if job.random_tag is None else job.random_tag, occurrence)
     shuffle, seed = stream(federation.seed, "local", *keys), torch_seed(federation.seed, "net", *keys)
     noise = None if federation.augment is None else stream(federation.seed, "augmentation", *keys)
     return Task(job, work, steps, rows, round, rounds, shuffle, seed, federation.augment, noise, classes)

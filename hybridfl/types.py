@@ -127,6 +127,7 @@ class Job:
         augmented_passes: how often probes see the view with the run's augmentation, for statistics of inputs alone; 0, and
             any number in a run without augmentation, is the view once as it is.
         tag: tells several jobs of a participant in one round apart, and keys their randomness.
+        random_tag: keys the randomness in place of ``tag``; jobs that share it see the same examples in the same order.
         optimizer_state: state to continue from; ``None`` starts afresh.
         keep_optimizer: return the optimiser's state.
         source: who sends the start: the server, a peer, or ``None`` when the participant has it already.
@@ -149,6 +150,7 @@ class Job:
     probes: Mapping[str, Probe] = field(default_factory=dict)
     augmented_passes: int = 0
     tag: str = ""
+    random_tag: str | None = None
     optimizer_state: State | None = None
     keep_optimizer: bool = False
     source: int | None = SERVER

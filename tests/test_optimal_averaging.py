@@ -18,7 +18,7 @@ from hybridfl import theory
 from hybridfl.engine import Snapshot
 from hybridfl.errors import ConfigError
 from hybridfl.local import predict
-from hybridfl.merging.averaging import blocks, mixed, parabola, plug_in, pooled, squared
+from hybridfl.merging.averaging import blocks, jackknife, mixed, parabola, plug_in, pooled, squared
 from hybridfl.optimizers import SGD
 from hybridfl.plan import Plan
 from hybridfl.rng import stream
@@ -118,6 +118,22 @@ def test_pooled_weights_of_means_are_those_of_the_theory() -> None:
         assert np.array([w.a[0] for w in found]) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_jackknife_of_a_mean_is_its_variance(size: int) -> None:
+    """Of n/size groups left out one at a time: the variance of the groups' means over their number, without bias."""
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(12, 2)))
+    groups = x.reshape(12 // size, size, 2)
+    without = [torch.cat([groups[:i], groups[i + 1 :]]).mean((0, 1)) for i in range(len(groups))]
+    found = sum(squared(vector, None, [["m"]])[0] for vector in jackknife([{"m": mean} for mean in without]))
+    assert found == pytest.approx(float(groups.mean(1).var(0).sum()) / len(groups))
+
+
+def test_the_jackknife_of_two_parts_is_a_quarter_of_their_squared_distance() -> None:
+    one, other = {"a": torch.tensor([1.0, 5.0])}, {"a": torch.tensor([3.0, 2.0])}
+    found = [float(squared(vector, None, [["a"]])[0]) for vector in jackknife([one, other])]
+    assert found == pytest.approx([13 / 8, 13 / 8])
+
+
 def test_the_parabola_through_three_losses() -> None:
     def f(a: float) -> float:
         return 3 * (a - 0.3) ** 2 + 1
@@ -195,7 +211,8 @@ def half_models(plan: Plan, seen: Snapshot, client: int) -> list[P.Params]:
 @pytest.mark.parametrize("estimator", ["pooled", "split_half"])
 def test_split_half_by_hand(estimator: str, granularity: str) -> None:
     """From models trained by plain PyTorch to the mixture, with own data taken off."""
-    plan, seen, told = end(f"merging.estimator={estimator}", f"merging.granularity={granularity}")
+    how = ("merging.variance=split_half", "merging.metric=identity")
+    plan, seen, told = end(f"merging.estimator={estimator}", f"merging.granularity={granularity}", *how)
     shared = served(plan, seen, SERVER).params
     groups = [list(shared)] if granularity == "model" else [list(shared)[:2], list(shared)[2:]]
 
@@ -219,6 +236,75 @@ def test_split_half_by_hand(estimator: str, granularity: str) -> None:
         assert told["bias", k] == pytest.approx(weights[k].bias.sum())
         assert told["predicted", k] == pytest.approx(weights[k].benefit.sum())
     assert len({told["weight", k] for k in range(5)}) == 5
+
+
+def fold_models(plan: Plan, seen: Snapshot, client: int, folds: int) -> list[P.Params]:
+    """The client's models without one fold each, by plain PyTorch on the batches of its local work."""
+    federation, found = plan.federation, []
+    rows = federation.owned(client)
+    order = stream(0, "method: folds", 1, client).permutation(len(rows))
+    picked = helpers.job_batches(federation, SGD(epochs=2, batch_size=8), rows, 1, client, "local")
+    for number in range(folds):
+        left = set(rows[order % folds != number].tolist())
+        central = helpers.Central(federation, served(plan, seen, SERVER), lr=0.1)
+        found.append(central.train([np.array([i for i in b if i in left]) for b in picked if left & set(b.tolist())]))
+    return found
+
+
+def curvature(plan: Plan, shared: P.Params, delta: P.Params, client: int) -> float:
+    """Δ'HΔ at the global model: the variance, under its predictions, of what Δ adds to the logits, mean of examples."""
+    net, x = plan.federation.bench.net, plan.federation.bench.x[plan.federation.owned(client)]
+    names, tensors = list(shared), tuple(shared.values())
+
+    def logits(*values: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = torch.func.functional_call(net, dict(zip(names, values, strict=True)), (x,))
+        return found
+
+    jacobians = torch.autograd.functional.jacobian(logits, tensors)
+    added = sum((j * delta[n]).flatten(2).sum(2) for n, j in zip(names, jacobians, strict=True))
+    q = torch.softmax(logits(*tensors), 1)
+    return float(((q * added**2).sum(1) - (q * added).sum(1) ** 2).mean())
+
+
+@pytest.mark.parametrize("granularity", ["model", "layer"])
+@pytest.mark.parametrize("estimator", ["pooled", "jackknife"])
+def test_the_jackknife_in_the_curvature_of_the_loss_by_hand(estimator: str, granularity: str) -> None:
+    plan, seen, told = end(
+        f"merging.estimator={estimator}", f"merging.granularity={granularity}", "merging.folds=3", *HARD[:2]
+    )
+    shared = served(plan, seen, SERVER).params
+    groups = [list(shared)] if granularity == "model" else [list(shared)[:2], list(shared)[2:]]
+    sizes = [plan.federation.examples(k) for k in range(5)]
+
+    def lengths(delta: P.Params, k: int) -> list[float]:
+        kept = [{n: d if n in names else torch.zeros_like(d) for n, d in delta.items()} for names in groups]
+        return [curvature(plan, shared, part, k) for part in kept]
+
+    v, D = np.zeros((5, len(groups))), np.zeros((5, len(groups)))
+    for k in range(5):
+        models = fold_models(plan, seen, k, 3)
+        mean = P.mean(models)
+        v[k] = np.sum([lengths(P.subtract(model, mean), k) for model in models], axis=0) * 2 / 3
+        D[k] = lengths(P.subtract(other(plan, seen, "local", k).params, shared), k)
+    own = [n / sum(sizes) for n in sizes]
+    weights = pooled(v, D, sizes, own) if estimator == "pooled" else [plug_in(v[k], D[k], own[k]) for k in range(5)]
+    for k in range(5):
+        assert told["variance", k] == pytest.approx(v[k].sum())
+        assert told["bias", k] == pytest.approx(weights[k].bias.sum())
+        assert told["weight", k] == pytest.approx(weights[k].a.mean())
+    assert any(told["weight", k] < 1 for k in range(5))
+
+
+def test_no_more_folds_than_examples() -> None:
+    """The smallest client leaves out one example at a time."""
+    plan, seen, told = end("merging.metric=identity", "merging.folds=30", "partitioning.alpha=0.5")
+    sizes = [plan.federation.examples(k) for k in range(5)]
+    smallest = int(np.argmin(sizes))
+    assert sizes[smallest] < 30
+    models = fold_models(plan, seen, smallest, sizes[smallest])
+    mean = P.mean(models)
+    length = sum(float(squared(P.subtract(model, mean), None, [list(mean)])[0]) for model in models)
+    assert told["variance", smallest] == pytest.approx(length * (1 - 1 / sizes[smallest]))
 
 
 def fisher_of(plan: Plan, model: Model, client: int) -> P.Params:
@@ -321,17 +407,18 @@ def test_statistics_of_batchnorm_are_the_local_models() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "trainings", "numbers"),
+    ("options", "parts", "numbers"),
     [
-        (("merging.estimator=fixed",), 1, 0),
-        (("merging.estimator=split_half",), 2, 0),
-        (("merging.estimator=pooled",), 2, 1),
-        (("merging.estimator=pooled", "merging.granularity=layer"), 2, 2),
-        (("merging.estimator=val3", *VALIDATED), 1, 0),
+        (("merging.estimator=fixed",), 0, 0),
+        (("merging.estimator=split_half", "merging.metric=identity"), 2, 0),
+        (("merging.estimator=pooled", "merging.metric=identity"), 5, 1),
+        (("merging.estimator=pooled", "merging.folds=3"), 3, 1),
+        (("merging.estimator=pooled", "merging.folds=3", "merging.granularity=layer"), 3, 2),
+        (("merging.estimator=val3", *VALIDATED), 0, 0),
     ],
     ids=str,
 )
-def test_costs(options: tuple[str, ...], trainings: int, numbers: int) -> None:
+def test_costs(options: tuple[str, ...], parts: int, numbers: int) -> None:
     """The global model goes to all; v and D of a block come back and its weight is answered, 8 bytes each."""
     plan, seen, _ = end(*options)
     alone = [option for option in options if not option.startswith("merging.")]
@@ -340,13 +427,20 @@ def test_costs(options: tuple[str, ...], trainings: int, numbers: int) -> None:
     examples = [federation.examples(k) for k in range(5)]
     assert seen.costs.bytes_up - base.bytes_up == 5 * 2 * numbers * 8
     assert seen.costs.bytes_down - base.bytes_down == 5 * (size + numbers * 8)
-    # Two halves see together what the whole sees, in as many steps each.
+    # Two halves see together what the whole sees, and of k folds each all but one k-th, in as many steps each.
+    trainings = 1 + (1 if parts == 2 else max(parts - 1, 0))
     passes = trainings * 3 * 2 * sum(examples)
+    mapped = 0
+    if parts == 3:
+        # Along 3 + 1 vectors by block one derivative each, its own passes at three; then predictions, and a gradient. The
+        # vectors are added to the global model once.
+        passes += (3 * 4 * numbers + 1 + 3) * sum(examples)
+        mapped = 5 * 4 * sum(tensor.numel() for tensor in federation.start.params.values())
     if "merging.estimator=val3" in options:
         passes += 3 * sum(federation.examples(k, "val") for k in range(5))
-    assert seen.costs.macs - base.macs == passes * federation.forward_macs
+    assert seen.costs.macs - base.macs == passes * federation.forward_macs + mapped
     steps = sum(2 * math.ceil(n / 8) for n in examples)
-    assert seen.costs.local_steps - base.local_steps == (3 if trainings == 2 else 1) * steps
+    assert seen.costs.local_steps - base.local_steps == (1 + parts) * steps
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------
@@ -366,8 +460,10 @@ TINIEST = ["dataset.train=20", "server_data=none", "partitioning.alpha=0.01", "p
         (["merging.estimator=grid"], "merging.estimator: got grid, but a client has no examples in its 'val' part; give clients.validation, such as clients.validation=0.2."),
         (["merging.estimator=val3", "merging.granularity=layer"], "merging.granularity: got layer, but estimator=val3 finds one weight; nearest valid value: model."),
         (["clients.number=1", "clients.per_round=1"], "merging.estimator: got pooled, which needs two clients that train; nearest valid value: fixed."),
-        (TINIEST, "merging.variance: got split_half, but a client has 1 example, which cannot be halved; nearest valid value: fisher."),
-        ([*TINIEST, "merging.estimator=split_half"], "merging.estimator: got split_half, but a client has 1 example, which cannot be halved; nearest valid value: fisher."),
+        (TINIEST, "merging.variance: got jackknife, but a client has 1 example, which cannot be divided; nearest valid value: fisher."),
+        ([*TINIEST, "merging.estimator=split_half"], "merging.estimator: got split_half, but a client has 1 example, which cannot be divided; nearest valid value: fisher."),
+        (["merging.estimator=fisher"], "merging.metric: got gauss_newton, which measures models, and a variance by fisher has none; nearest valid value: fisher."),
+        (["merging.variance=fisher"], "merging.metric: got gauss_newton, which measures models, and a variance by fisher has none; nearest valid value: fisher."),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )  # fmt: skip

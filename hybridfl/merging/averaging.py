@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hybridfl import params as P
 from hybridfl.params import Layout, Params
 
 Array = NDArray[np.float64]
@@ -90,6 +91,18 @@ def parabola(f0: float, half: float, f1: float, a_max: float = 1.0) -> tuple[flo
 
     a = min(max(-slope / (2 * curvature), 0.0), a_max) if curvature > 0 else max((0.0, a_max), key=gain)
     return a, gain(a)
+
+
+def jackknife(models: Sequence[Params]) -> list[Params]:
+    """Vectors of which the squared lengths, in any metric, add up to the variance of a model trained on all examples.
+
+    The delete-a-group jackknife, (K - 1)/K Σ ‖θ_j - mean θ‖² for models trained without one of K parts each (Quenouille
+    1956; Tukey 1958). With two parts it is a quarter of the squared distance of the halves' models. Exact for means and
+    what is linear in them. It only asks what a few examples less would change: halves would have to have twice the
+    variance, and nets that fit all their examples have nearly the same on half as many.
+    """
+    middle, scale = P.mean(models), (1 - 1 / len(models)) ** 0.5
+    return [{name: (tensor - middle[name]) * scale for name, tensor in model.items()} for model in models]
 
 
 def blocks(params: Mapping[str, torch.Tensor], granularity: Granularity) -> list[list[str]]:

@@ -10,9 +10,10 @@ and then the right weight may be 0; hence the long local work.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,11 +24,13 @@ from hybridfl.build import Fraction, PositiveFloat, PositiveInt, Range
 from hybridfl.errors import ConfigError
 from hybridfl.federation import Federation
 from hybridfl.local import cross_entropy
+from hybridfl.merging.atlas import segments
 from hybridfl.merging.averaging import (
     Array,
     Granularity,
     Weights,
     blocks,
+    jackknife,
     mixed,
     parabola,
     plug_in,
@@ -35,21 +38,22 @@ from hybridfl.merging.averaging import (
     squared,
 )
 from hybridfl.methods.personalised import Personal, Personalised
-from hybridfl.params import Params
-from hybridfl.probes import DiagonalFisher, mean_loss
+from hybridfl.parametrization import AtlasSpan
+from hybridfl.params import Layout, Params
+from hybridfl.probes import DiagonalFisher, gauss_newton, mean_loss
 from hybridfl.types import Apply, Batch, Job, Method, Model, Part, ProbeInput, Result, Results, Round, State, View
 
-Estimator = Literal["pooled", "split_half", "fisher", "val3", "grid", "oracle", "fixed"]
-Variance = Literal["split_half", "fisher"]
+Estimator = Literal["pooled", "jackknife", "split_half", "fisher", "val3", "grid", "oracle", "fixed"]
+Variance = Literal["jackknife", "split_half", "fisher"]
 Chosen = dict[int, tuple[Array, float | None]]
 """Client → its weights by block and the predicted benefit, if there is a prediction."""
 READS: dict[str, Part] = {"val3": "val", "grid": "val", "oracle": "test"}
 """Estimators that choose by the loss on a part of the client's data."""
 
 
-def half_loss(apply: Apply, theta: Params, params: Params, batch: Batch, ctx: Mapping[str, Any]) -> Tensor:
-    """Cross-entropy over the examples of the batch that ``ctx["half"]`` ``(n,)`` says; 0 where there are none."""
-    index = ctx["half"][batch.positions].nonzero().flatten()
+def part_loss(apply: Apply, theta: Params, params: Params, batch: Batch, ctx: Mapping[str, Any]) -> Tensor:
+    """Cross-entropy over the examples of the batch that ``ctx["kept"]`` ``(n,)`` says; 0 where there are none."""
+    index = ctx["kept"][batch.positions].nonzero().flatten()
     if not len(index):
         return torch.stack([0 * tensor.sum() for tensor in theta.values()]).sum()
     return cross_entropy(apply, theta, params, Batch(batch.x[index], batch.y[index], batch.positions[index]), ctx)
@@ -67,7 +71,7 @@ class OptimalAveraging(Personalised):
     v, the local model's expected squared error, and D, its squared distance from the global one, give the weights:
 
     - ``pooled``: one variance between clients for all. Clients send v and D of each block, the server returns weights.
-    - ``split_half``, ``fisher``: by the client's own v and D alone; nothing is sent.
+    - ``jackknife``, ``split_half``, ``fisher``: by the client's own v and D alone; nothing is sent.
     - ``val3``, ``grid``: by losses on the client's validation examples; a parabola through three, or the best of a grid.
       One weight for the whole model.
     - ``oracle``: the best of the grid by the loss on the client's own test examples, an upper bound.
@@ -84,11 +88,16 @@ class OptimalAveraging(Personalised):
     Args:
         base, local_epochs, local_steps, every: as in :class:`hybridfl.methods.personalised.Personalised`.
         estimator: of the weights.
-        variance: v of ``pooled``: ``split_half``, a quarter of the squared distance of two models trained like the local
-            one on two halves of the examples, or ``fisher``, the diagonal estimate F / (n (F + ridge)²).
+        variance: v of ``pooled``: ``jackknife``, from models trained like the local one, in its order, each without one
+            of ``folds`` parts of the examples; ``split_half``, a quarter of the squared distance of two models trained on
+            two halves; or ``fisher``, the diagonal estimate F / (n (F + ridge)²).
+        folds: parts of ``jackknife``, at most the client's examples.
         ridge: of it; null is 1 / (lr · local steps), the strength at which early stopping resembles it.
         granularity: one weight for the ``model`` or for each ``layer``, a module's weight and bias.
-        metric: in which v and D are measured, ``identity`` or the diagonal ``fisher`` information at the local model.
+        metric: in which v and D are measured: ``gauss_newton``, the curvature of the client's loss at the global model,
+            in which half a squared length is an excess loss; ``identity``; or the diagonal ``fisher`` information at the
+            local model. Curvature is not taken at the local model, since that is certain of every example it has seen,
+            and so has almost none there.
         a_max: largest weight.
         weight: of ``fixed``.
         points: of the grid from 0 to 1.
@@ -104,10 +113,11 @@ class OptimalAveraging(Personalised):
         local_steps: PositiveInt | None = None,
         every: PositiveInt | None = None,
         estimator: Estimator = "pooled",
-        variance: Variance = "split_half",
+        variance: Variance = "jackknife",
+        folds: Annotated[int, Range(low=2)] = 5,
         ridge: PositiveFloat | None = None,
         granularity: Granularity = "model",
-        metric: Literal["identity", "fisher"] = "identity",
+        metric: Literal["gauss_newton", "identity", "fisher"] = "gauss_newton",
         a_max: Annotated[float, Range(above=0, high=1)] = 1.0,
         weight: Fraction = 0.5,
         points: Annotated[int, Range(low=2)] = 11,
@@ -117,11 +127,14 @@ class OptimalAveraging(Personalised):
         if estimator in READS and granularity != "model":
             problem = f"got {granularity}, but estimator={estimator} finds one weight; nearest valid value: model."
             raise ConfigError("granularity", problem)
-        self.estimator, self.ridge, self.metric = estimator, ridge, metric
+        self.estimator, self.folds, self.ridge, self.metric = estimator, folds, ridge, metric
         self.granularity: Granularity = granularity
+        self.plugs_in = estimator in ("pooled", *get_args(Variance))
         # An estimator of its own says how it estimates the variance.
-        self.variance = estimator if estimator in ("split_half", "fisher") else variance
-        self.plugs_in = estimator in ("pooled", "split_half", "fisher")
+        self.variance = variance if estimator == "pooled" else estimator
+        if self.plugs_in and self.variance == "fisher" and metric == "gauss_newton":
+            problem = "measures models, and a variance by fisher has none; nearest valid value: fisher."
+            raise ConfigError("metric", f"got gauss_newton, which {problem}")
         self.a_max, self.weight, self.points, self.own_data = a_max, weight, points, own_data
         self.upper_bound = self.upper_bound or estimator == "oracle"
 
@@ -133,10 +146,10 @@ class OptimalAveraging(Personalised):
         if self.plugs_in and len(trainers) < 2:
             problem = f"got {self.estimator}, which needs two clients that train; nearest valid value: fixed."
             raise ConfigError("estimator", problem)
-        if self.plugs_in and self.variance == "split_half" and least < 2:
+        if self.plugs_in and self.variance != "fisher" and least < 2:
             key = "variance" if self.estimator == "pooled" else "estimator"
-            problem = f"a client has {least} example{of_task}, which cannot be halved; nearest valid value: fisher."
-            raise ConfigError(key, f"got split_half, but {problem}")
+            problem = f"a client has {least} example{of_task}, which cannot be divided; nearest valid value: fisher."
+            raise ConfigError(key, f"got {self.variance}, but {problem}")
         part = READS.get(self.estimator)
         if part and not all(all(federation.by_task(k, part)) for k in trainers):
             wanting = part == "val" and not of_task
@@ -150,21 +163,15 @@ class OptimalAveraging(Personalised):
         self, state: State, shared: Model, now: Round
     ) -> Generator[list[Job], Results, Mapping[int, Personal]]:
         trainers: list[int] = state["trainers"]
-        halves = self._halves(state, shared, now) if self.plugs_in and self.variance == "split_half" else []
-        results = yield [*(self._local(k, shared, now) for k in trainers), *halves]
-        by_tag = {tag: {r.participant: r for r in results if r.tag == tag} for tag in ("local", "half 0", "half 1")}
-        local = by_tag["local"]
+        parts = self._parts(state, shared, now) if self.plugs_in and self.variance != "fisher" else []
+        results = yield [*(self._local(k, shared, now) for k in trainers), *parts]
+        local = {result.participant: result for result in results if result.tag == "local"}
         groups = blocks(shared.params, self.granularity)
         if self.plugs_in:
-            if self.variance == "split_half":
-                # A client whose training went astray has no estimate; it deploys the global model.
-                local = {k: r for k, r in local.items() if k in by_tag["half 0"] and k in by_tag["half 1"]}
-            v, D = {}, {}
-            for k, result in local.items():
-                metric = result.probes["fisher"] if self.metric == "fisher" else None
-                pair = [by_tag[tag].get(k) for tag in ("half 0", "half 1")]
-                v[k] = squared(*self._errors(result, pair, metric, now), groups)
-                D[k] = squared(P.subtract(result.model.params, shared.params), metric, groups)
+            errors = self._errors(local, results, parts, now)
+            # A client whose training went astray has no estimate; it deploys the global model.
+            local = {k: result for k, result in local.items() if k in errors}
+            v, D = yield from self._measured(shared, local, errors, groups)
             found = yield from self._weights(state, shared, v, D, now)
             for k, weights in found.items():
                 now.report("variance", float(v[k].sum()), k)
@@ -186,31 +193,54 @@ class OptimalAveraging(Personalised):
         wanted = self.plugs_in and "fisher" in (self.metric, self.variance)
         return self.job(client, shared, now, probes={"fisher": DiagonalFisher()} if wanted else {})
 
-    def _halves(self, state: State, shared: Model, now: Round) -> list[Job]:
-        """The local work on each of two random halves: as many epochs, and steps, as on the whole."""
-        jobs = []
+    def _parts(self, state: State, shared: Model, now: Round) -> list[Job]:
+        """The local work on parts of the examples: as many epochs, and steps, as on the whole.
+
+        The jackknife takes differences of models whose examples are nearly the same, so that the chance in the order of
+        batches would weigh as much as they do: they all have the order of the local work.
+        """
+        device, jobs = next(iter(shared.params.values())).device, []
         for client, size in zip(state["trainers"], state["sizes"][now.task], strict=True):
-            order = torch.from_numpy(now.rng("halves", client).permutation(size))
-            device = next(iter(shared.params.values())).device
-            for number in range(2):
-                ctx = {"half": (order % 2 == number).to(device)}
-                more = {"loss": half_loss, "ctx": ctx, "held": frozenset(ctx), "tag": f"half {number}"}
+            halves = self.variance == "split_half"
+            folds = 2 if halves else min(self.folds, size)
+            order = torch.from_numpy(now.rng("halves" if halves else "folds", client).permutation(size)) % folds
+            for number in range(folds):
+                ctx = {"kept": (order == number if halves else order != number).to(device)}
+                tag, random_tag = (f"half {number}", None) if halves else (f"fold {number}", "local")
+                more = {"loss": part_loss, "ctx": ctx, "held": frozenset(ctx), "tag": tag, "random_tag": random_tag}
                 jobs.append(self.job(client, shared, now, **more))
         return jobs
 
     def _errors(
-        self, result: Result, halves: list[Result | None], metric: Params | None, now: Round
-    ) -> tuple[Params, Params | None]:
-        """A vector whose squared length in the metric is v, and the metric."""
-        if self.variance == "split_half":
-            one, other = halves
-            assert one is not None
-            assert other is not None
-            half = P.subtract(one.model.params, other.model.params)
-            return {name: tensor / 2 for name, tensor in half.items()}, metric
+        self, local: Mapping[int, Result], results: Results, parts: list[Job], now: Round
+    ) -> dict[int, list[Params]]:
+        """Client → vectors whose squared lengths in the metric add up to v."""
+        if self.variance == "fisher":
+            return {k: [self._deviation(result, now)] for k, result in local.items()}
+        wanted = Counter(job.participant for job in parts)
+        models = {k: [r.model.params for r in results.of([k]) if r.tag != "local"] for k in local}
+        return {k: jackknife(found) for k, found in models.items() if len(found) == wanted[k]}
+
+    def _deviation(self, result: Result, now: Round) -> Params:
         ridge = self.ridge or 1 / (self.work(now).lr * result.steps)
         fisher: Params = result.probes["fisher"]
-        return {n: f.sqrt() / (f + ridge) / result.examples**0.5 for n, f in fisher.items()}, metric
+        return {n: f.sqrt() / (f + ridge) / result.examples**0.5 for n, f in fisher.items()}
+
+    def _measured(
+        self, shared: Model, local: Mapping[int, Result], errors: Mapping[int, list[Params]], groups: list[list[str]]
+    ) -> Generator[list[Job], Results, tuple[dict[int, Array], dict[int, Array]]]:
+        """v and D of every client's blocks, in the metric."""
+        vectors = {k: [*errors[k], P.subtract(result.model.params, shared.params)] for k, result in local.items()}
+        lengths: dict[int, Array] = {}
+        if self.metric == "gauss_newton":
+            for result in (yield [_curved(k, shared, found, len(groups)) for k, found in vectors.items()]):
+                diagonal = result.probes["newton"]["matrix"].diagonal().double().cpu().numpy()
+                lengths[result.participant] = diagonal.reshape(-1, len(groups))
+        else:
+            for k, found in vectors.items():
+                metric = local[k].probes["fisher"] if self.metric == "fisher" else None
+                lengths[k] = np.stack([squared(vector, metric, groups) for vector in found])
+        return {k: rows[:-1].sum(0) for k, rows in lengths.items()}, {k: rows[-1] for k, rows in lengths.items()}
 
     def _weights(
         self, state: State, shared: Model, v: Mapping[int, Array], D: Mapping[int, Array], now: Round
@@ -256,6 +286,22 @@ class OptimalAveraging(Personalised):
 def _mixture(local: Model, shared: Model, a: Array, groups: list[list[str]]) -> Model:
     buffers = shared.buffers if (a == 1).all() else local.buffers
     return Model(mixed(local.params, shared.params, a, groups), buffers)
+
+
+def _curved(client: int, shared: Model, vectors: list[Params], columns: int) -> Job:
+    """A measurement of the Gauss–Newton matrix at the global model along the vectors, block by block."""
+    layout = Layout.of(shared.params)
+    origin = P.flatten(shared.params)
+    span = AtlasSpan(layout, segments(layout, columns), "free")
+    start = Model({"c": origin.new_zeros(len(vectors), columns)}, shared.buffers)
+    frozen = {
+        "origin": origin,
+        "anchors": [P.flatten(vector) for vector in vectors],
+        "scales": origin.new_ones(1, 1),
+        "total": origin.new_zeros(()),
+    }
+    job = Job(client, start, span, frozen, source=None, steps=0, returns="nothing", held=frozenset(frozen))
+    return replace(job, probes={"newton": gauss_newton}, tag="curvature")
 
 
 def _message(client: int, shared: Model, statistics: Tensor, sent: bool) -> Job:
