@@ -85,6 +85,9 @@ class OptimalAveraging(Personalised):
     Weights of normalisation layers are mixed, BatchNorm's statistics are those of the local model; at the weight 1 those
     of the global one (``model.batch_norm=reestimate`` takes them anew).
 
+    ``variance``, ``bias`` and ``predicted`` in ``clients.csv`` are squared lengths in the metric; with ``gauss_newton``
+    half of each is a loss, to second order. Where the weight comes from losses, ``predicted`` is a loss.
+
     Args:
         base, local_epochs, local_steps, every: as in :class:`hybridfl.methods.personalised.Personalised`.
         estimator: of the weights.
