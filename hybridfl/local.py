@@ -282,6 +282,7 @@ def _measured(bench: Workbench, task: Task) -> list[Batch]:
 
 def _applier(bench: Workbench, task: Task, buffers: Params, passes: Counter[float]) -> Apply:
     """The task's net as a function, which counts what goes through it; a narrower one has slices of the buffers."""
+    classes = None if task.classes is None else torch.tensor(task.classes, device=bench.x.device)
 
     def apply(params: Params, x: Tensor, /, width: float | None = None) -> Tensor:
         width = task.job.width if width is None else width
@@ -291,7 +292,7 @@ def _applier(bench: Workbench, task: Task, buffers: Params, passes: Counter[floa
         if width != task.job.width:
             own = sliced(buffers, {name: tensor.shape for name, tensor in net.named_buffers()})
         logits = run_net(net, params, own, x)
-        return logits if task.classes is None else only(logits, task.classes)
+        return logits if classes is None else only(logits, classes)
 
     return apply
 
@@ -301,12 +302,11 @@ def run_net(net: nn.Module, params: Params, buffers: Params, x: Tensor) -> Tenso
     return cast(Tensor, torch.func.functional_call(net, {**buffers, **params}, (x,)))
 
 
-def only(logits: Tensor, classes: Sequence[int]) -> Tensor:
-    """Logits ``(b, classes)`` of which all but the given ones are so low that they have no probability."""
+def only(logits: Tensor, classes: Tensor) -> Tensor:
+    """Logits ``(b, classes)`` of which all but the given ones, by number, are so low that they have no probability."""
     # Finite, because minus infinity makes a Kullback-Leibler divergence NaN.
     lowest = torch.full_like(logits, torch.finfo(logits.dtype).min / 2)
-    index = torch.tensor(classes, device=logits.device)
-    return lowest.index_copy(1, index, logits[:, index])
+    return lowest.index_copy(1, classes, logits[:, classes])
 
 
 def _copied(state: Any) -> Any:

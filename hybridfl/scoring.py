@@ -40,7 +40,8 @@ class ScoredSet:
     """
 
     def __init__(self, federation: Federation, x: Tensor, y: Tensor, classes: Sequence[int] | None = None) -> None:
-        self.federation, self.x, self.y, self.classes = federation, x, y, classes
+        self.federation, self.x, self.y = federation, x, y
+        self.classes = None if classes is None else torch.tensor(classes, device=x.device)
         self.size = len(y)
         # With statistics of the batch an example's logits depend on the others: those it is deployed among.
         self.transductive = federation.model_options.batch_norm == "batch"

@@ -19,7 +19,6 @@ from hybridfl.merging.matching import (
     activation_matching,
     align_and_mix,
     assign,
-    correlation,
     fixed_points,
     weight_matching,
 )
@@ -149,6 +148,13 @@ def test_a_mix_of_clones_is_one_function_with_the_weights_given() -> None:
 
 
 # -- statistics --------------------------------------------------------------------------------------------------------
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Of the units of a (rows) with those of b, from ``(units, observations)`` each."""
+    moments = CrossMoments()
+    moments.add([a, b])
+    return moments.correlations()[0]
 
 
 def test_correlations_are_numpys() -> None:

@@ -137,7 +137,7 @@ def test_without_the_mask_other_classes_are_pushed_down() -> None:
 
 def test_excluded_logits_have_no_probability_and_no_gradient() -> None:
     logits = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
-    masked = only(logits, (1, 3))
+    masked = only(logits, torch.tensor([1, 3]))
     assert torch.equal(masked[:, [1, 3]], logits[:, [1, 3]])
     probabilities = masked.softmax(1)
     assert torch.allclose(probabilities[:, [1, 3]], logits[:, [1, 3]].softmax(1), atol=1e-15)

@@ -68,13 +68,6 @@ class CrossMoments:
         return self.covariances() / scale.clamp_min(CLAMP)
 
 
-def correlation(features_a: Tensor, features_b: Tensor) -> Tensor:
-    """Correlation of the units of a (rows) with those of b, ``(units, units)``, from ``(units, observations)`` each."""
-    moments = CrossMoments()
-    moments.add([features_a, features_b])
-    return moments.correlations()[0]
-
-
 class ActivationStatistics:
     """:class:`CrossMoments` of every group of a specification."""
 
