@@ -257,9 +257,10 @@ def test_of_equals_units_stay_where_they_are(score: Tensor, blocks: Tensor | Non
 
 
 def test_fixed_points() -> None:
-    assert fixed_points(torch.arange(4)) == 1
-    assert fixed_points(torch.tensor([1, 0, 2, 3])) == 0.5
-    assert fixed_points(torch.tensor([1, 2, 3, 0])) == 0
+    assert fixed_points([]) == 1
+    assert fixed_points([torch.arange(4)]) == 1
+    assert fixed_points([torch.tensor([1, 0, 2, 3])]) == 0.5
+    assert fixed_points([torch.tensor([1, 2, 3, 0]), torch.arange(12)]) == 0.75
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------

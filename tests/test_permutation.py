@@ -72,7 +72,7 @@ def test_every_entry_is_needed(name: str) -> None:
     rng = np.random.default_rng(0)
     for g, group in enumerate(spec.groups):
         permutation = torch.arange(group.size)
-        while group.size > 1 and fixed_points(permutation) == 1:
+        while group.size > 1 and fixed_points([permutation]) == 1:
             permutation = random_permutations(spec, rng)[g]
         for left_out in range(len(group.entries) if group.size > 1 else 0):
             entries = tuple(e for i, e in enumerate(group.entries) if i != left_out)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hybridfl.merging.matching import ActivationStatistics, activation_matching, weight_matching
+from hybridfl.merging.matching import ActivationStatistics, activation_matching, fixed_points, weight_matching
 from hybridfl.merging.permutation import Permutations, PermutationSpec, permutation_spec, permuted
 from hybridfl.models.batch_norm import reestimated
 from hybridfl.params import Params
@@ -86,7 +86,7 @@ class Alignment:
         else:
             found = self._by_activations(seen, spec, [own, *others.values()])
         return {
-            name: permuted(other, spec, permutations)._asdict() | {"fixed_points": _fixed(permutations)}
+            name: permuted(other, spec, permutations)._asdict() | {"fixed_points": _share(permutations)}
             for (name, other), permutations in zip(others.items(), found, strict=True)
         }
 
@@ -105,6 +105,5 @@ def _reestimated(seen: ProbeInput, model: Model, batches: list[Tensor]) -> Model
     return reestimated(seen.net, model, batches, seen.apply)
 
 
-def _fixed(permutations: Permutations) -> Tensor:
-    stays = [permutation == torch.arange(len(permutation)) for permutation in permutations]
-    return torch.cat(stays).double().mean() if stays else torch.ones((), dtype=torch.float64)
+def _share(permutations: Permutations) -> Tensor:
+    return torch.tensor(fixed_points(permutations), dtype=torch.float64)

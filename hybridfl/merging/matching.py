@@ -174,9 +174,10 @@ def _agreement(a: Params, b: Params) -> float:
     return float(sum((a[name] * tensor).sum() for name, tensor in b.items()))
 
 
-def fixed_points(permutation: Tensor) -> float:
-    """Share of the units that stay where they are."""
-    return float((permutation == torch.arange(len(permutation), device=permutation.device)).double().mean())
+def fixed_points(permutations: Permutations) -> float:
+    """Share of the units of all groups that stay where they are; 1 where there are none."""
+    stays = [permutation == torch.arange(len(permutation), device=permutation.device) for permutation in permutations]
+    return float(torch.cat(stays).double().mean()) if stays else 1.0
 
 
 def align_and_mix(
