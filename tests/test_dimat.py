@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from hybridfl import params as P
+from hybridfl.activations import activations
 from hybridfl.engine import Record, Snapshot
 from hybridfl.errors import ConfigError
 from hybridfl.merging.alignment import specification
+from hybridfl.merging.matching import ActivationStatistics, activation_matching, align_and_mix
 from hybridfl.merging.permutation import permuted, random_permutations
 from hybridfl.methods.dimat import Dimat
 from hybridfl.methods.peer_average import PeerAverage, Rows, mean_of
@@ -233,16 +235,24 @@ def test_without_momentum_it_is_decentralised_sgd() -> None:
 # -- statistics of BatchNorm -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["merging=dimat", "baseline=peer_average baseline.reset_batch_norm=own"])
-def test_running_statistics_are_those_of_the_agents_own_examples(method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "whose"),
+    [
+        ("merging=dimat", "own"),
+        ("merging=dimat merging.reset_batch_norm=proxy", "proxy"),
+        ("baseline=peer_average baseline.reset_batch_norm=own", "own"),
+        ("baseline=peer_average baseline.reset_batch_norm=proxy", "proxy"),
+    ],
+)
+def test_running_statistics_are_those_of_the_agents_own_examples_or_of_the_servers(method: str, whose: str) -> None:
     plan = helpers.plan(*method.split(), "clients.number=3", "client_optimizer.epochs=1", *WITH_BATCH_NORM)
     federation = plan.federation
     after, _ = step(plan)
     layers = [module for module in federation.net.modules() if isinstance(module, nn.BatchNorm2d)]
     assert {layer.momentum for layer in layers} == {0.1}
     for k, model in enumerate(after.state["models"]):
-        x = federation.bench.x[torch.from_numpy(federation.owned(k))]
-        assert len(x) <= 100  # one batch
+        x = federation.bench.x[torch.from_numpy(federation.owned(SERVER if whose == "proxy" else k))]
+        assert 0 < len(x) <= 100  # one batch
         net = copy.deepcopy(federation.net).train()
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -319,6 +329,43 @@ def test_whose_examples_are_looked_at(stats: str, owners: int) -> None:
     model = P.nbytes(P.tensors(plan.federation.start))
     raw = sum(plan.federation.examples(owner) for owner, *_ in after.moved) * plan.federation.example_bytes
     assert after.costs.bytes_peer == 10 * model + raw
+
+
+@pytest.mark.parametrize("line", ["merging.stats=proxy", "merging.match=weight merging.reset_batch_norm=proxy"])
+def test_the_servers_examples_are_copied_to_every_agent_once(line: str) -> None:
+    plan = helpers.plan("merging=dimat", *line.split(), "server_data.labelled=false", *WITH_BATCH_NORM)
+    assert plan.method.moves_raw_data
+    assert plan.method.requires == {"server_data"}
+    engine = helpers.engine_of(plan, rounds=2)
+    first = engine.step(engine.begin())[0]
+    after = engine.step(first)[0]
+    assert first.moved == after.moved == tuple((SERVER, k, "train") for k in range(5))
+    assert plan.federation.examples(SERVER) == 12
+    assert first.costs.bytes_down == after.costs.bytes_down == 5 * 12 * plan.federation.example_bytes
+    assert after.costs.bytes_peer == 2 * 10 * P.nbytes(P.tensors(plan.federation.start))
+
+
+def test_activations_on_the_servers_examples_by_hand() -> None:
+    plan = helpers.plan(
+        "merging=dimat", "merging.stats=proxy", "clients.number=2", "clients.per_round=1", STILL, *NARROW
+    )
+    own, other = models = starts(plan)
+    net, x = plan.federation.net, plan.federation.bench.x[torch.from_numpy(plan.federation.owned(SERVER))]
+    spec = specification(net, (1, 4, 4))
+    statistics = ActivationStatistics(spec)
+    statistics.add([activations(net, model, x, spec.modules) for model in models])
+    (correlations,) = statistics.correlations()
+    expected = align_and_mix(own, [other], [1, 1], spec, [activation_matching(spec, correlations)])
+    after, _ = step(plan)
+    assert helpers.close(after.state["models"][0].params, expected.params)
+    elsewhere, _ = step(plan, method=Dimat(stats="own"))
+    assert not helpers.close(elsewhere.state["models"][0].params, expected.params)
+
+
+def test_weights_are_matched_without_anybodys_examples() -> None:
+    method = Dimat("weight", stats="proxy", reset_batch_norm="none")
+    assert not method.moves_raw_data
+    assert not method.requires
 
 
 def test_agents_that_were_trained_alone() -> None:
@@ -406,6 +453,14 @@ def test_a_mean_in_the_order_of_the_agents() -> None:
             r"merging\.match: got activation, but under model\.batch_norm=local .*: identity\.",
         ),
         ("merging=dimat topology=star", r"topology: got star, but merging=dimat needs peers; valid: auto, bipartite"),
+        (
+            "merging=dimat merging.stats=proxy server_data=none",
+            r"server_data: merging=dimat requires server_data.*=share",
+        ),
+        (
+            "baseline=peer_average baseline.reset_batch_norm=proxy server_data=none",
+            r"server_data: baseline=peer_average requires server_data, which is not there; try server_data=share",
+        ),
         ("merging=dimat merging.stats=mine", r"merging\.stats: got 'mine'.*own"),
         ("baseline=qg_dsgdm client_optimizer=adam", r"client_optimizer\._target_: got Adam.*optimizers\.SGD\."),
         ("baseline=qg_dsgdm client_optimizer.momentum=0.9", r"client_optimizer\.momentum: got 0\.9.*value: 0\."),

@@ -9,7 +9,7 @@ and then trains; a round here trains and then merges, which is the same sequence
 same models, those right after merging. So the first round's metrics show the first merge; what the agents scored without
 it are those of ``baseline=local_only``, which works on the same examples in the same order. The code looks at everybody's
 examples (``stats=all reset_batch_norm=all``), which agents that keep their data cannot; here the default is each agent's
-own.
+own. With ``proxy`` all look at the same examples, the server's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Dimat(PeerAverage):
             ``identity``, which is :class:`PeerAverage`.
         anchor: ``self`` merges every agent's model in its own order of units. ``agent0``, on a complete graph, merges
             once, at the first agent that is there and in its order, and sends the result to everybody.
-        stats: whose training examples the activations are of.
+        stats: whose training examples the activations are of: each agent's ``own``, its ``neighbours``' too, ``all``
+            agents', or as ``proxy`` those that the server gives every agent a copy of, which need no labels.
         stats_examples: at most so many of them, and for ``reset_batch_norm`` as well.
         reset_batch_norm: as in :class:`PeerAverage`; then activations are also looked at with statistics made anew.
     """
@@ -50,7 +51,8 @@ class Dimat(PeerAverage):
     ) -> None:
         super().__init__(None, reset_batch_norm, stats_examples)
         self.match, self.anchor, self.stats = match, anchor, stats
-        self.moves_raw_data |= match == "activation" and stats != "own"
+        if match == "activation":
+            self.looks_at(stats)
 
     def init(self, federation: Federation) -> State:
         if self.match != "identity":

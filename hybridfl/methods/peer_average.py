@@ -21,8 +21,9 @@ from hybridfl.mixing import among, consensus_distance, neighbours, spectral_gap
 from hybridfl.models.batch_norm import has_statistics
 from hybridfl.types import SERVER, Job, Model, Results, Round, Served, State, View
 
-Whose = Literal["own", "neighbours", "all"]
-"""An agent's own examples, those of its neighbourhood, or everybody's; all but its own move raw data."""
+Whose = Literal["own", "neighbours", "proxy", "all"]
+"""An agent's own examples, those of its neighbourhood, the server's, labelled or not, of which every agent gets a copy,
+or all agents'. All but its own move raw data."""
 Rows = Mapping[int, Mapping[int, float]]
 """By agent, the weights in its new model, its own model's too, by agent."""
 
@@ -52,7 +53,13 @@ class PeerAverage(Facts):
         self.local_steps = local_steps
         self.reset_batch_norm = reset_batch_norm
         self.stats_examples = stats_examples
-        self.moves_raw_data = reset_batch_norm in ("neighbours", "all")
+        self.looks_at(reset_batch_norm)
+
+    def looks_at(self, whose: Whose | Literal["none"]) -> None:
+        """The facts that follow from whose examples the agents look at."""
+        self.moves_raw_data |= whose not in ("own", "none")
+        if whose == "proxy":
+            self.requires |= {"server_data"}
 
     def init(self, federation: Federation) -> State:
         estimated = federation.model_options.batch_norm in ("average", "reestimate") and has_statistics(federation.net)
@@ -132,8 +139,8 @@ def mean_of(models: Mapping[int, Model], weights: Mapping[int, float]) -> Model:
 
 def view(whose: str, agent: int, now: Round) -> View:
     """These training examples as an agent sees them."""
-    if whose == "own":
-        return View()
+    if whose in ("own", "proxy"):
+        return View(owners=(SERVER,) if whose == "proxy" else None)
     mixing = _mixing(now)
     return View(owners=tuple(range(len(mixing)) if whose == "all" else sorted([agent, *neighbours(mixing, agent)])))
 
