@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from hybridfl.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
+    from hybridfl.federation import Federation
+    from hybridfl.merging.measured import Measured
     from hybridfl.params import Params
 
 METHODS = {
@@ -20,19 +23,40 @@ METHODS = {
     "ties": "hybridfl.merging.ties.ties",
     "dare": "hybridfl.merging.dare.dare",
     "slerp": "hybridfl.merging.slerp.slerp",
+    "fisher": "hybridfl.merging.fisher_mean.fisher_mean",
+    "regmean": "hybridfl.merging.regmean.regmean",
 }
 """Name → function. Its signature is the schema: ``models``, ``weights`` and ``base``, where it has them, come from the
-command line, and its other arguments are the options."""
+command line, what :data:`MEASURED` names from the config of ``--on``, and its other arguments are the options."""
+
+ALIGNMENTS = {
+    "weight_matching": "hybridfl.merging.rebasin.by_weights",
+    "activation_matching": "hybridfl.merging.rebasin.by_activations",
+}
+"""The same for functions that give the models with their hidden units in the first one's order; then comes the mean."""
 
 GIVEN = {"models": "FILE …", "weights": "--weights", "base": "--base FILE"}
+MEASURED = {
+    "net": "the net",
+    "example": "the form of its inputs",
+    "examples": "training examples",
+    "grams": "training examples",
+    "fishers": "training examples",
+}
+"""Attributes of :class:`hybridfl.merging.measured.Measured`, and what they come from."""
+EXAMPLES = 1000
 
 EPILOG = f"""\
-methods: {", ".join(METHODS)}
+methods: {", ".join([*METHODS, *ALIGNMENTS])}
   task_arithmetic, ties and dare merge what the models learned since the base they were trained from
+  fisher and regmean weigh the models by statistics on training examples of the config given by --on
+  weight_matching and activation_matching bring hidden units into the order of the first model's before the mean; the
+  net, and what activations are of, are those of --on
 
   hybridfl merge a.safetensors b.safetensors -o mean.safetensors
   hybridfl merge a.pt b.pt c.pt --base start.pt --method ties --option density=0.3 -o ties.safetensors
   hybridfl merge a.pt b.pt -o mean.pt --on dataset=fashion_mnist model=cnn
+  hybridfl merge a.pt b.pt -o mean.pt --method weight_matching --on dataset=fashion_mnist model=cnn
 """
 
 
@@ -52,14 +76,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="score inputs and result, and the loss barriers between the inputs, on the test part of this config: "
         "overrides as of train",
     )
+    parser.add_argument(
+        "--examples",
+        type=int,
+        metavar="N",
+        help=f"of the training part of --on that a method looks at, at most (default: {EXAMPLES})",
+    )
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with config groups of your own")
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the merged model, prints what was asked for and returns the exit status."""
-    weights = _weights(args)
-    operator = _operator(args, weights)
+    weights, options = _weights(args), _options(args.option)
+    method = _method(args)
     from hybridfl.merging import saved
+    from hybridfl.merging.measured import Measured
 
     if args.out.suffix not in saved.SUFFIXES:
         problem = f"got '{args.out}': the suffix says how it is written. {nearest(args.out.suffix, saved.SUFFIXES)}"
@@ -68,34 +99,56 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and any(args.out.samefile(path) for path in _inputs(args)):
         raise ConfigError("--out", f"got '{args.out}', which is one of the inputs; name another file.")
     models, base = found[: len(args.models)], found[-1] if args.base else None
-    merged = saved.merge(operator, models, base, weights)
-    if args.on is not None:
+    federation = None if args.on is None else _federation(args, models[0])
+
+    measured = Measured(federation, models, args.examples or EXAMPLES) if federation else None
+    aligned: list[Params] = []
+    if args.method in ALIGNMENTS:
+        aligned = _called(method, options, {"models": models}, measured)
+        method, options = _located("mean"), {}
+
+    def operator(models: list[Params], base: Params | None) -> Params:
+        merged: Params = _called(method, options, {"models": models, "weights": weights, "base": base}, measured)
+        return merged
+
+    merged = saved.merge(operator, aligned or models, base, weights)
+    if federation is not None:
         from hybridfl.merging.report import report
 
         named = dict(zip(map(str, args.models), models, strict=True))
-        print(report(named, f"{args.out} ({args.method})", merged, args.on, args.config_dir) + "\n")
+        print(report(federation, named, f"{args.out} ({args.method})", merged, aligned) + "\n")
     saved.write(args.out, merged)
     numbers = sum(tensor.numel() for tensor in merged.values())
     print(f"wrote {args.out}: {args.method} of {len(models)}, {len(merged)} tensors of {numbers} numbers")
     return 0
 
 
+def _federation(args: argparse.Namespace, model: Params) -> Federation:
+    """Of the config of ``--on``, whose net must be the model's."""
+    from hybridfl.merging.report import federation_of
+    from hybridfl.merging.saved import check_fit
+
+    federation = federation_of(args.on, args.config_dir)
+    check_fit(model, {**federation.start.params, **federation.start.buffers}, str(args.models[0]), "the model of --on")
+    return federation
+
+
 def _inputs(args: argparse.Namespace) -> list[Path]:
     return [*args.models, *([args.base] if args.base else [])]
 
 
-def _operator(args: argparse.Namespace, weights: list[float] | None) -> Callable[[list[Params], Params | None], Params]:
-    """The method with its options, which are checked when it is called.
+def _method(args: argparse.Namespace) -> Callable[..., Any]:
+    """The function of ``--method``.
 
     Raises:
-        ConfigError: there is no such method, or it does not take what was given.
+        ConfigError: there is no such method, or it does not take what was given, or needs what was not.
     """
-    from hybridfl.build import call, locate, signature_of
+    from hybridfl.build import signature_of
 
-    if args.method not in METHODS:
-        raise ConfigError("--method", f"got '{args.method}'. {nearest(args.method, METHODS)}")
-    method = locate(METHODS[args.method], "--method")
-    taken = signature_of(method)[0]
+    if args.method not in {**METHODS, **ALIGNMENTS}:
+        raise ConfigError("--method", f"got '{args.method}'. {nearest(args.method, {**METHODS, **ALIGNMENTS})}")
+    method = _located(args.method)
+    taken = {*signature_of(method)[0], *(["weights"] if args.method in ALIGNMENTS else [])}
     for name, where in GIVEN.items():
         if getattr(args, name) is not None and name not in taken:
             raise ConfigError(where.split()[0], f"{args.method} takes none; leave it out.")
@@ -104,17 +157,43 @@ def _operator(args: argparse.Namespace, weights: list[float] | None) -> Callable
             f"is needed: {args.method} merges what the models learned since they were one; name the file of that one."
         )
         raise ConfigError("--base", problem)
-    options = _options(args.option)
+    asked = dict.fromkeys(what for name, what in MEASURED.items() if name in taken)
+    if asked and args.on is None:
+        problem = f"is needed: {args.method} looks at {' and '.join(asked)} of a config; name it as for train"
+        raise ConfigError("--on", f"{problem}, such as --on dataset=fashion_mnist model=cnn.")
+    if args.examples is not None and not taken & {"examples", "grams", "fishers"}:
+        raise ConfigError("--examples", f"{args.method} looks at none; leave it out.")
+    if args.examples is not None and args.examples < 1:
+        raise ConfigError("--examples", f"got {args.examples}: must be at least 1; nearest valid value: 1.")
+    return method
 
-    def operator(models: list[Params], base: Params | None) -> Params:
-        there = {"models": models, "weights": weights, "base": base}
-        try:
-            merged: Params = call(method, options, "", {name: there[name] for name in GIVEN if name in taken})
-        except ConfigError as error:
-            raise ConfigError(f"--option {error.key}" if error.key else "--method", error.problem) from error
-        return merged
 
-    return operator
+def _located(name: str) -> Callable[..., Any]:
+    from hybridfl.build import locate
+
+    return locate({**METHODS, **ALIGNMENTS}[name], "--method")
+
+
+def _called(
+    method: Callable[..., Any], options: Mapping[str, Any], there: Mapping[str, Any], measured: Measured | None
+) -> Any:
+    """What a method makes of what is there; what must be measured is, once its options are known to be right."""
+    from hybridfl.build import call, signature_of
+
+    taken = signature_of(method)[0]
+    asked = [name for name in MEASURED if name in taken]
+
+    @functools.wraps(method)
+    def complete(**arguments: Any) -> Any:
+        return method(**arguments | {name: getattr(measured, name) for name in asked})
+
+    context = {name: value for name, value in there.items() if name in taken} | dict.fromkeys(asked)
+    try:
+        return call(complete, options, "", context)
+    except ConfigError as error:
+        if error.key and error.key not in options:
+            raise  # of the config of --on
+        raise ConfigError(f"--option {error.key}" if error.key else "--method", error.problem) from error
 
 
 def _options(texts: Sequence[str]) -> dict[str, Any]:
@@ -123,8 +202,8 @@ def _options(texts: Sequence[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not name or not equals:
             raise ConfigError("--option", f"got '{text}': write it as key=value, such as density=0.3.")
-        if name in GIVEN:
-            raise ConfigError(f"--option {name}", f"is given as {GIVEN[name]}.")
+        if name in GIVEN or name in MEASURED:
+            raise ConfigError(f"--option {name}", f"is given as {GIVEN.get(name, '--on')}.")
         options[name] = _value(value)
     return options
 

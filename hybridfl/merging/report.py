@@ -16,29 +16,36 @@ from hybridfl.config import Composer
 from hybridfl.federation import Federation
 from hybridfl.local import predict
 from hybridfl.merging.barrier import POINTS, barrier
-from hybridfl.merging.saved import check_fit, widened
+from hybridfl.merging.rebasin import fitted
+from hybridfl.merging.saved import widened
 from hybridfl.params import Params
 from hybridfl.plan import make_plan
-from hybridfl.types import Model
+
+
+def federation_of(overrides: Sequence[str], config_dir: Path | None = None) -> Federation:
+    """Of the config with these overrides; its method is FedAvg unless another is chosen, as that asks nothing of it.
+
+    Raises:
+        ConfigError: the config is wrong.
+        DataError: a data file is missing or broken.
+    """
+    with Composer(config_dir) as composer:
+        return make_plan(composer.compose(["baseline=fedavg", *overrides])).federation
 
 
 def report(
-    inputs: Mapping[str, Params], name: str, merged: Params, overrides: Sequence[str], config_dir: Path | None = None
+    federation: Federation,
+    inputs: Mapping[str, Params],
+    name: str,
+    merged: Params,
+    aligned: Sequence[Params] = (),
 ) -> str:
     """Accuracy and loss of the inputs and of what they were merged to, then the barrier between every two inputs.
 
     Args:
-        overrides: of the config whose data set, model, dtype and device are used. Its method is FedAvg unless another
-            is chosen, as that asks nothing of the federation.
-
-    Raises:
-        ConfigError: the config is wrong, or the models do not fit its net.
-        DataError: a data file is missing or broken.
+        federation: whose data set, net, dtype and device are used.
+        aligned: the inputs with their hidden units in one order; the barriers between them are told too.
     """
-    with Composer(config_dir) as composer:
-        federation = make_plan(composer.compose(["baseline=fedavg", *overrides])).federation
-    start = federation.start
-    check_fit(merged, {**start.params, **start.buffers}, next(iter(inputs)), "the model of --on")
     scores = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("model", "accuracy %", "loss"):
         scores.add_column(title, justify="left" if title == "model" else "right")
@@ -46,11 +53,15 @@ def report(
         accuracy, loss = _score(federation, tensors)
         scores.add_row(called, f"{100 * accuracy:.2f}", f"{loss:.6g}")
     barriers = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("from", "to", "loss barrier", "at"):
+    for title in ("from", "to", "loss barrier", "at", *(["once aligned", "at"] if aligned else [])):
         barriers.add_column(title, justify="left" if title in ("from", "to") else "right")
-    for (one, a), (other, b) in itertools.combinations(inputs.items(), 2):
-        found = barrier(lambda tensors: _score(federation, tensors)[1], widened(a), widened(b))
-        barriers.add_row(one, other, f"{found.height:.6g}", f"{found.at:g}")
+    sides = [list(inputs.values()), *([aligned] if aligned else [])]
+    for (i, one), (j, other) in itertools.combinations(enumerate(inputs), 2):
+        found = [
+            barrier(lambda tensors: _score(federation, tensors)[1], widened(side[i]), widened(side[j]))
+            for side in sides
+        ]
+        barriers.add_row(one, other, *(number for f in found for number in (f"{f.height:.6g}", f"{f.at:g}")))
     tables = [scores, barriers] if len(inputs) > 1 else [scores]
     told = f"On the {len(federation.test[1])} test examples of {federation.dataset.name}."
     path = f"Barrier: the most by which the loss at {POINTS} points of the straight line exceeds the line between its ends."
@@ -59,9 +70,8 @@ def report(
 
 def _score(federation: Federation, tensors: Params) -> tuple[float, float]:
     """Accuracy and mean cross-entropy on the test part."""
-    start, (x, y) = federation.start, federation.test
-    params, buffers = ({n: tensors[n].to(like) for n, like in part.items()} for part in start)
-    logits = predict(federation.net, Model(params, buffers), x, federation.chunk).double()
+    x, y = federation.test
+    logits = predict(federation.net, fitted(federation.net, tensors), x, federation.chunk).double()
     return float((logits.argmax(1) == y).double().mean()), float(F.cross_entropy(logits, y))
 
 
