@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,12 @@ def test_every_folder_is_a_group_and_every_group_has_choices() -> None:
 # -- running ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def composer() -> Iterator[Composer]:
+    with Composer() as one:
+        yield one
+
+
 def root_with(folder: str) -> Path:
     """The data root; the test is skipped where this folder is not in it."""
     root = Path(os.environ.get("HYBRIDFL_DATA", "~/.cache/hybridfl")).expanduser()
@@ -155,14 +161,15 @@ def needed(group: str, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("group", "name"), FILES, ids=[f"{group}={name}" for group, name in FILES])
-def test_every_file_passes_all_checks_with_the_other_groups_at_their_defaults(group: str, name: str) -> None:
+def test_every_file_passes_all_checks_with_the_other_groups_at_their_defaults(
+    composer: Composer, group: str, name: str
+) -> None:
     line = needed(group, name)
     if (group, name) in DEFAULTS_READ:
         root_with(DEFAULTS_READ[group, name])
     if (group, name) == ("model", "squeezenet"):
         line += ["dataset=domains"]  # larger images than those of the digits
-    with Composer() as composer:
-        plan = make_plan(composer.compose([f"{group}={name}", *line]), CACHE)
+    plan = make_plan(composer.compose([f"{group}={name}", *line]), CACHE)
     told = describe(plan)
     assert plan.digest in told
     assert "checked: it can start" in told
