@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
@@ -46,12 +47,13 @@ class USPS:
     def load(self, root: Path) -> Dataset:
         """Reads the two files in ``root/usps``; errors as in :class:`~hybridfl.data.dataset.Reader`."""
         todo = advice("usps.bz2 and usps.t.bz2, as the libsvm pages have them,", root, FOLDER)
-        train, test = (_read(root / FOLDER / name, todo) for name in (TRAIN, TEST))
+        train, test = (_read(root / FOLDER / name, todo, most) for name, most in ((TRAIN, self.limit), (TEST, None)))
         return Dataset("usps", train.first(self.limit), test, CLASSES, mean=(MEAN * 255,), std=(STD * 255,))
 
 
-def _read(file: Path, todo: str) -> Examples:
-    lines = [line for line in _unpacked(file, todo).splitlines() if line.strip()]
+def _read(file: Path, todo: str, limit: int | None) -> Examples:
+    with readable(file, todo), bz2.open(file) as stream:  # unpacked only as far as is needed
+        lines = list(islice(filter(bytes.strip, stream), limit))
     labels = np.zeros(len(lines), dtype=np.int64)
     values = np.zeros((len(lines), SIDE**2))
     for number, line in enumerate(lines):
@@ -62,11 +64,6 @@ def _read(file: Path, todo: str) -> Examples:
         values[number, columns] = given
     images = np.rint((values + 1) / 2 * 255).astype(np.uint8).reshape(-1, 1, SIDE, SIDE)
     return checked(images, labels - 1, CLASSES, file)
-
-
-def _unpacked(file: Path, todo: str) -> bytes:
-    with readable(file, todo), bz2.open(file) as stream:
-        return stream.read()
 
 
 def _parsed(line: bytes) -> tuple[int, NDArray[np.int64], NDArray[np.float64]]:
