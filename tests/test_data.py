@@ -37,15 +37,6 @@ NODES = sorted(
 )
 
 
-@pytest.fixture
-def real() -> Path:
-    """The folder with real files, from the environment."""
-    root = os.environ.get("HYBRIDFL_DATA")
-    if not root or not Path(root).is_dir():
-        pytest.skip("HYBRIDFL_DATA is not set to a folder with the real files")
-    return Path(root)
-
-
 def write_idx(file: Path, magic: int, array: np.ndarray, *, tail: bytes = b"") -> None:
     header = struct.pack(f">{1 + array.ndim}I", magic, *array.shape)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -711,14 +711,6 @@ def reader_of(name: str) -> Any:
         return build(composer.compose([f"dataset={name}"]).config["dataset"], "dataset")
 
 
-@pytest.fixture
-def real() -> Path:
-    root = os.environ.get("HYBRIDFL_DATA")
-    if not root or not Path(root).is_dir():
-        pytest.skip("HYBRIDFL_DATA is not set to a folder with the real files")
-    return Path(root)
-
-
 @pytest.mark.parametrize("name", choices("dataset"))
 def test_every_shipped_set_says_what_it_is_and_how_to_get_it(name: str, tmp_path: Path) -> None:
     reader = reader_of(name)

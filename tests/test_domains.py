@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -682,10 +681,9 @@ def test_a_scope_by_domain_can_be_compared() -> None:
         ("dataset=digits_five dataset.domains=[street,mnist_m] server_data.domains=[mnist_m]", "from 2 domains"),
     ],
 )
-def test_real_domains_on_the_server(line: str, told: str) -> None:
-    root = Path(os.environ.get("HYBRIDFL_DATA", "nowhere"))
-    if not all((root / name).is_dir() for name in ("pacs", "mnist_m", "chars74k")):
-        pytest.skip("HYBRIDFL_DATA is not set to a folder with the real files")
+def test_real_domains_on_the_server(real: Path, line: str, told: str) -> None:
+    if not all((real / name).is_dir() for name in ("pacs", "mnist_m", "chars74k")):
+        pytest.skip("pacs, mnist_m or chars74k is not in HYBRIDFL_DATA")
     answer = call("split", *line.split(), "server_data=domains", "partitioning=domains", "--all")
     assert answer.status == 0, answer.both
     assert told in answer.out

@@ -33,15 +33,6 @@ CONF = Path(__file__).parents[1] / "conf" / "dataset"
 NODES = ("cifar100", "usps", "mnist_m", "femnist_digits", "chars74k_fonts", "chars74k_street", "image_folder", "pacs")
 
 
-@pytest.fixture
-def real() -> Path:
-    """The folder with real files, from the environment."""
-    root = os.environ.get("HYBRIDFL_DATA")
-    if not root or not Path(root).is_dir():
-        pytest.skip("HYBRIDFL_DATA is not set to a folder with the real files")
-    return Path(root)
-
-
 def real_dataset(real: Path, reader: Reader, folder: str) -> Dataset:
     if not (real / folder).is_dir():
         pytest.skip(f"{folder} is not in HYBRIDFL_DATA")

@@ -9,7 +9,6 @@ import io
 import json
 import struct
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -730,16 +729,6 @@ def test_a_comparison_tells_two_kinds_of_server_data_apart() -> None:
 # -- real files ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def real() -> Iterator[str]:
-    import os
-
-    root = os.environ.get("HYBRIDFL_DATA", "")
-    if not (Path(root) / "mnist").is_dir():
-        pytest.skip("HYBRIDFL_DATA is not set to a folder with the real files")
-    yield f"data_root={root}"
-
-
 @pytest.mark.parametrize(
     ("line", "answer"),
     [
@@ -748,9 +737,12 @@ def real() -> Iterator[str]:
         ("dataset=digits dataset@server_data.dataset=mnist_m server_data.labels=none", "unlabelled"),
     ],
 )
-def test_real_sets_on_the_server(real: str, line: str, answer: str) -> None:
+def test_real_sets_on_the_server(real: Path, line: str, answer: str) -> None:
+    if not (real / "mnist").is_dir():
+        pytest.skip("mnist is not in HYBRIDFL_DATA")
     limit = () if "digits" in line else ("dataset.limit=1000",)
-    shown = call("split", real, *line.split(), *limit, "server_data=dataset", "clients.number=5", "clients.per_round=2")
+    few = ("clients.number=5", "clients.per_round=2")
+    shown = call("split", f"data_root={real}", *line.split(), *limit, "server_data=dataset", *few)
     assert shown.status == 0, shown.both
     assert answer in shown.out
 
