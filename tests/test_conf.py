@@ -55,15 +55,16 @@ READ = {
     "digits_five": "mnist_m",
 }
 """Data sets that must be there, and their folder below the data root."""
+FEW_DIGITS = ["dataset.limit=200", "dataset.sets.usps.limit=200", "dataset.sets.mnist.limit=200"]
 FEWER = {
     "femnist_digits": [],
     "chars74k_street": [],
     "pacs": ["dataset.domains=[photo,sketch]", "dataset.size=16"],
-    "digits_five": ["dataset.domains=[usps,mnist_m]", "dataset.limit=200"],
+    "digits_five": ["dataset.domains=[usps,mnist_m]", *FEW_DIGITS],
     "domains": ["dataset.limit=200"],
 }
 """How to read less of a data set that has no limit."""
-PRESETS = {"split_mix_digits": ("mnist_m", ["dataset.limit=200"])}
+PRESETS = {"split_mix_digits": ("mnist_m", [*FEW_DIGITS, "model.channels=[4,8]", "model.hidden=16"])}
 """Presets whose data cannot be swapped for others: the folder that must be there, and how to read less."""
 DEFAULTS_READ = {
     ("server_data", "dataset"): "mnist",
