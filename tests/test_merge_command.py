@@ -229,17 +229,22 @@ def test_a_folder_that_is_a_file_cannot_be_written_to(three: list[str]) -> None:
 # -- scores and barriers ---------------------------------------------------------------------------------------------
 
 
-def test_scores_and_barriers_are_those_of_plain_torch() -> None:
-    """A trained net, the same with its hidden units turned around, and one of random weights."""
-    with Composer() as composer:
-        federation = make_plan(composer.compose(["baseline=fedavg", *ON[1:]])).federation
+def trained_on(federation: Federation) -> dict[str, Tensor]:
+    """Of a net without BatchNorm."""
     net, bench = federation.net, federation.bench
     for _ in range(100):
         grads = torch.autograd.grad(F.cross_entropy(net(bench.x), bench.y), list(net.parameters()))
         with torch.no_grad():
             for parameter, grad in zip(net.parameters(), grads, strict=True):
                 parameter -= 0.3 * grad
-    trained = P.clone(net.state_dict())
+    return P.clone(net.state_dict())
+
+
+def test_scores_and_barriers_are_those_of_plain_torch() -> None:
+    """A trained net, the same with its hidden units turned around, and one of random weights."""
+    with Composer() as composer:
+        federation = make_plan(composer.compose(["baseline=fedavg", *ON[1:]])).federation
+    trained = trained_on(federation)
     turned = {name: t.flip(1 if name == "head.weight" else 0) for name, t in trained.items() if name != "head.bias"}
     models = [trained, turned | {"head.bias": trained["head.bias"]}, federation.start.params]
     files = [saved(f"{k}.safetensors", model) for k, model in enumerate(models)]
@@ -328,21 +333,22 @@ def test_a_permuted_clone_merges_to_the_function_it_was(method: str, line: tuple
 
 
 def test_models_are_aligned_to_the_first_and_weighed_and_barriers_are_told() -> None:
-    federation = federation_on(*DEEP)
-    models = [random_model(federation, seed).params for seed in range(3)]
+    line = (*SMALL_DATA, "model.hidden=[8]", "dtype=float64")
+    federation = federation_on(*line)
+    models = [trained_on(federation), *(random_model(federation, seed).params for seed in range(2))]
     spec = permutation_spec(federation.net, federation.test[0])
     drawn = [random_permutations(spec, np.random.default_rng(seed)) for seed in range(2)]
     # Close to the first, in places of their own: which unit is which has one answer.
     near = [models[0], *(P.add(models[0], m, 0.01) for m in models[1:])]
     files = [saved("0.pt", near[0])]
     files += [saved(f"{k + 1}.pt", permuted_tensors(near[k + 1], spec, p)) for k, p in enumerate(drawn)]
-    line = ("--method", "weight_matching", "--option", "seed=3", "--weights", "1,2,5")
-    answer = call("merge", *files, "-o", "out.pt", *line, "--on", *DEEP)
+    options = ("--method", "weight_matching", "--option", "seed=3", "--weights", "1,2,5")
+    answer = call("merge", *files, "-o", "out.pt", *options, "--on", *line)
     assert answer.status == 0, answer.both
     assert close(loaded("out.pt"), P.mean(near, [1, 2, 5]))
-    assert inverse(drawn[0])[0].tolist() != list(range(4))
+    assert inverse(drawn[0])[0].tolist() != list(range(8))
     back = [saved(f"near{k}.pt", m) for k, m in enumerate(near)]
-    plain = call("merge", *back, "-o", "out.pt", "--weights", "1,2,5", "--on", *DEEP)
+    plain = call("merge", *back, "-o", "out.pt", "--weights", "1,2,5", "--on", *line)
 
     def barriers(answer: Answer, names: list[str]) -> dict[tuple[str, str], list[str]]:
         rows = (text.split() for text in answer.out.splitlines())
@@ -354,6 +360,7 @@ def test_models_are_aligned_to_the_first_and_weighed_and_barriers_are_told() -> 
     assert len(found) == len(expected) == 3
     for numbers, aligned in zip(found.values(), expected.values(), strict=True):
         assert float(numbers[2]) == pytest.approx(float(aligned[0]), rel=1e-4, abs=1e-9)
+        assert float(numbers[0]) > 0.05 > float(numbers[2])
 
 
 @pytest.mark.parametrize(("examples", "most"), [(["--examples", "30"], 30), ([], EXAMPLES)])
