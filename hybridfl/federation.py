@@ -20,7 +20,7 @@ from hybridfl.data.augmentation import Augment
 from hybridfl.data.dataset import Dataset, Examples
 from hybridfl.data.split import Split
 from hybridfl.errors import ConfigError
-from hybridfl.local import Workbench
+from hybridfl.local import Workbench, laid_out
 from hybridfl.models import batch_norm
 from hybridfl.models.options import InputScale, ModelOptions
 from hybridfl.optimizers import LocalWork
@@ -212,7 +212,7 @@ class Federation:
         shape = (1, -1, *[1] * (x.dim() - 2))
         mean = torch.tensor(self.scale.mean, device=self.device, dtype=self.dtype).reshape(shape)
         std = torch.tensor(self.scale.std, device=self.device, dtype=self.dtype).reshape(shape)
-        return x.sub_(mean).div_(std) if x.data_ptr() != examples.x.ctypes.data else (x - mean) / std
+        return laid_out(x.sub_(mean).div_(std) if x.data_ptr() != examples.x.ctypes.data else (x - mean) / std)
 
     @cached_property
     def example_bytes(self) -> int:

@@ -69,7 +69,7 @@ class Workbench:
 
     Attributes:
         net: a template module; its own tensors are never used.
-        x: ``(N, …)`` inputs, standardised. y: ``(N,)`` labels.
+        x: ``(N, …)`` inputs, standardised, images as :func:`laid_out`. y: ``(N,)`` labels.
         chunk: examples a forward pass without gradient takes at once.
         other_widths: the net at the other widths that jobs ask for.
     """
@@ -118,6 +118,13 @@ def torch_random(seed: int, device: torch.device) -> Iterator[None]:
             generator.set_state(state)
 
 
+def laid_out(tensor: Tensor) -> Tensor:
+    """Images and kernels on a CPU with channels last, which its convolutions are faster with; others as they are."""
+    if tensor.dim() == 4 and tensor.device.type == "cpu":
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor
+
+
 def run_task(bench: Workbench, task: Task) -> Outcome:
     """Do the job: ``task.steps`` optimiser steps on θ, then the probes."""
     passes: Counter[float] = Counter()
@@ -157,7 +164,7 @@ def _train(bench: Workbench, task: Task, passes: Counter[float]) -> tuple[Params
     job, work = task.job, task.work
     if task.steps == 0:
         return job.start.params, job.start.buffers, job.optimizer_state or {}, math.nan
-    theta = {name: t.detach().clone().requires_grad_() for name, t in job.start.params.items()}
+    theta = {name: laid_out(t.detach().clone()).requires_grad_() for name, t in job.start.params.items()}
     buffers = P.clone(job.start.buffers)
     state = _copied(job.optimizer_state or {})
     lrs = learning_rates(work, theta, task.round, task.rounds)
@@ -178,7 +185,7 @@ def _train(bench: Workbench, task: Task, passes: Counter[float]) -> tuple[Params
         with torch.no_grad():
             work.update(theta, grads, state, lrs)
         total += loss.detach()
-    return P.detach(theta), buffers, state, (total / task.steps).item()
+    return {name: t.detach().contiguous() for name, t in theta.items()}, buffers, state, (total / task.steps).item()
 
 
 def _loss(task: Task, apply: Apply, theta: Params, batch: Batch) -> Tensor:
@@ -318,5 +325,6 @@ def _copied(state: Any) -> Any:
 def predict(net: nn.Module, model: Model, x: Tensor, chunk: int) -> Tensor:
     """Logits ``(n, classes)`` in evaluation mode, without gradient."""
     net.eval()
+    params = {name: laid_out(tensor) for name, tensor in model.params.items()}
     with torch.no_grad():
-        return torch.cat([run_net(net, model.params, model.buffers, piece) for piece in x.split(chunk)])
+        return torch.cat([run_net(net, params, model.buffers, piece) for piece in x.split(chunk)])

@@ -227,6 +227,6 @@ def test_mixing_weights_are_of_the_tasks_examples() -> None:
         assert state["shares"][task] == pytest.approx([size / sum(sizes) for size in sizes])
     engine, recorder = run_helpers.recorded(plan, 2)
     helpers.snapshots(engine)
-    jobs = [job for jobs in recorder.rounds for job in jobs if "half" in job.ctx]
+    jobs = [job for jobs in recorder.rounds for job in jobs if "kept" in job.ctx]
     assert jobs
-    assert all(len(job.ctx["half"]) == state["sizes"][0][job.participant] for job in jobs)
+    assert all(len(job.ctx["kept"]) == state["sizes"][0][job.participant] for job in jobs)

@@ -286,6 +286,8 @@ class _LockStep:
         by_batch = any(isinstance(module, _NormBase) for net in nets for module in net.modules())
         self.fills = self.first.job.loss is None and not by_batch
         self.net = stacked(nets[0])
+        classes = self.first.classes
+        self.classes = None if classes is None else torch.tensor(classes, device=bench.x.device)
 
     def run(self) -> list[Outcome]:
         tasks, work = self.tasks, self.first.work
@@ -377,8 +379,8 @@ class _LockStep:
                 in_dims=(0, self.frozen.dims, 0, 0),
             )(theta, frozen, buffers, fed.x)
         logits = logits.flatten(0, 1)
-        if self.first.classes is not None:
-            logits = only(logits, self.first.classes)
+        if self.classes is not None:
+            logits = only(logits, self.classes)
         losses = F.cross_entropy(logits, fed.y.flatten(), reduction="none").view(fed.y.shape)
         if fed.partners is not None and fed.share is not None:
             others = fed.y.gather(1, fed.partners).flatten()
@@ -389,7 +391,7 @@ class _LockStep:
 
     def applier(self, buffers: Params, calls: Counter[float]) -> Apply:
         """The net as a function of one client's tensors, which counts its passes."""
-        own_width, classes = self.first.job.width, self.first.classes
+        own_width, classes = self.first.job.width, self.classes
 
         def apply(params: Params, x: Tensor, /, width: float | None = None) -> Tensor:
             width = own_width if width is None else width
