@@ -18,7 +18,7 @@ from hybridfl import params as P
 from hybridfl.behaviour import random_update
 from hybridfl.costs import Costs, returned, sent
 from hybridfl.errors import ConfigError, HybridflError
-from hybridfl.executors import Executor
+from hybridfl.executors import Executor, told
 from hybridfl.federation import Federation
 from hybridfl.kept import Kept, as_seen, keeping, own, picked
 from hybridfl.local import Outcome, Task
@@ -314,6 +314,7 @@ class _Turn:
             if sender != receiver:
                 self.costs = self.costs.plus(**{_channel(sender, receiver): sent(*parcel, kept=names)})
         outcomes = self.engine.executor.run(self.federation.bench, tasks)
+        self.notes += [f"round {self.index + 1}: {text}" for text in told(self.engine.executor)]
         if names:
             outcomes = [self.keep(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
         outcomes = [self.told(task, outcome) for task, outcome in zip(tasks, outcomes, strict=True)]

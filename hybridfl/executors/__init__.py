@@ -11,6 +11,8 @@ from hybridfl.local import Outcome, Task, Workbench
 class Executor(Protocol):
     """Runs tasks and returns their outcomes in the same order.
 
+    One may also have ``told()``: sentences for the user about the runs since the last call.
+
     Attributes:
         threads: threads of a CPU operation in this process.
     """
@@ -19,3 +21,9 @@ class Executor(Protocol):
     def threads(self) -> int: ...
 
     def run(self, bench: Workbench, tasks: Sequence[Task]) -> list[Outcome]: ...
+
+
+def told(executor: Executor) -> list[str]:
+    """What the executor has to say."""
+    say = getattr(executor, "told", None)
+    return list(say()) if say else []
