@@ -218,6 +218,16 @@ def test_a_task_begins_with_fresh_factors(run: tuple[Plan, Spied, list[Snapshot]
     assert len({float(a[0, 0]) for a in randoms}) == 3
 
 
+@pytest.mark.parametrize("order", ["[A]", "[A,B]"])
+def test_the_factor_that_is_trained_first_starts_at_zero(order: str) -> None:
+    _, spied, snapshots = played(f"merging.order={order}", "rounds=3")
+    first = spied.rounds[0][0][0][0]
+    assert not first.start.params["body.1.lora_A"].any()
+    assert first.frozen["factors"]["body.1.lora_B"].all()
+    weights = [snapshot.state["global"].params["body.1.weight"] for snapshot in snapshots[:2]]
+    assert not torch.allclose(*weights, rtol=0, atol=1e-3)
+
+
 def test_rows_of_classes_of_other_tasks_never_change(run: tuple[Plan, Spied, list[Snapshot]]) -> None:
     plan, _, snapshots = run
     for number, (before, after) in enumerate(itertools.pairwise(snapshots)):
