@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hybridfl.errors import ConfigError, DataError, HybridflError, nearest
-from hybridfl.tasks import TaskStream
+
+if TYPE_CHECKING:
+    from hybridfl.tasks import TaskStream
 
 BYTES = ("bytes_up", "bytes_down", "bytes_peer")
 COSTS = (*BYTES, "macs", "server_macs", "local_steps", "seconds", "sim_seconds")
@@ -109,6 +111,8 @@ class Run:
     @cached_property
     def tasks(self) -> TaskStream:
         """Which task was on when, without the classes; one task if the config does not say."""
+        from hybridfl.tasks import TaskStream  # numpy, which no --help needs
+
         return TaskStream(((),) * self.flat.get("tasks.number", 1), self.flat.get("rounds", 1))
 
     def matrix(self, scope: str) -> list[list[float]]:

@@ -18,10 +18,14 @@ from hybridfl import params as P
 from hybridfl import probes
 from hybridfl.activations import inputs_of
 from hybridfl.config import Composer, choices
+from hybridfl.engine import task_of
+from hybridfl.errors import ConfigError
 from hybridfl.local import Task, Workbench, run_task
+from hybridfl.merging.alignment import specification
 from hybridfl.merging.barrier import barrier
 from hybridfl.merging.dare import dare
 from hybridfl.merging.fisher_mean import fisher_mean
+from hybridfl.merging.permutation import permuted
 from hybridfl.merging.regmean import regmean
 from hybridfl.merging.slerp import slerp
 from hybridfl.merging.task_arithmetic import task_arithmetic
@@ -526,6 +530,62 @@ def test_fisher_in_a_round() -> None:
         pulled, mass = pulled + fisher * params["head.bias"], mass + fisher
     merged = global_params("merging=fisher", "merging.floor=0", "rounds=1")
     assert torch.allclose(merged["head.bias"], pulled / mass, rtol=0, atol=1e-12)
+
+
+def test_slerp_in_a_round() -> None:
+    """One client after the other, each by its share of the examples so far."""
+    _, clients = trained_clients()
+    a, b, c = [params for params, _, _ in clients]
+    sizes = [len(y) for _, _, y in clients]
+    pair = slerp([a, b], sizes[1] / (sizes[0] + sizes[1]))
+    expected = slerp([pair, c], sizes[2] / sum(sizes))
+    found = global_params("merging=slerp", "rounds=1")
+    assert helpers.close(found, expected)
+    mean = weighted_mean([a, b, c], sizes)
+    assert not torch.allclose(found["head.weight"], mean["head.weight"], rtol=0, atol=1e-6)
+    uniform = global_params("merging=slerp", "merging.weights=uniform", "rounds=1")
+    assert helpers.close(uniform, slerp([slerp([a, b], 1 / 2), c], 1 / 3))
+
+
+@pytest.mark.parametrize("match", ["weight", "activation"])
+def test_rebasin_undoes_a_permutation_of_a_clients_units(match: str) -> None:
+    plan = helpers.plan("merging=rebasin", f"merging.match={match}", "rounds=1", "model.hidden=[7,5]")
+    federation, method = plan.federation, plan.method
+    state, now = method.init(federation), Round(0, 1, [0, 1], 2, federation.work, federation.seed)
+    spec = specification(federation.net, (1, 4, 4))
+    start: Model = state["global"]
+    order = [torch.from_numpy(np.random.default_rng(k).permutation(n)) for k, n in enumerate((7, 5))]
+    moved = Model({name: tensor + 0.01 for name, tensor in start.params.items()}, {})
+    conversation = method.round(state, now)
+    jobs = next(conversation)
+    clients = [permuted(start, spec, order), moved]
+    results = Results(
+        Result(job.participant, "", job.start, model, 10 * (k + 1), 1, 0.0)
+        for k, (job, model) in enumerate(zip(jobs, clients, strict=True))
+    )
+    assert not helpers.close(clients[0].params, start.params, 1e-3)
+    (asked,) = conversation.send(results)
+    outcome = run_task(federation.bench, task_of(federation, asked, 0, 1, 0))
+    with pytest.raises(StopIteration) as stop:
+        conversation.send(Results([outcome.result]))
+    merged = stop.value.value["global"].params
+    expected = {name: tensor + 0.01 * 2 / 3 for name, tensor in start.params.items()}
+    assert helpers.close(merged, expected)
+    told = {who: value for name, who, value in now.reports if name == "fixed_points"}
+    assert told[0] == pytest.approx(sum(int((o == torch.arange(len(o))).sum()) for o in order) / 12)
+    assert told[1] == 1
+
+
+def test_rebasin_without_movement_of_units_is_fedavg() -> None:
+    assert helpers.close(global_params("merging=rebasin"), global_params("baseline=fedavg"))
+
+
+def test_rebasin_by_activations_needs_server_data_and_a_net_that_can_be_permuted() -> None:
+    with pytest.raises(ConfigError, match="requires server_data"):
+        helpers.plan("merging=rebasin", "merging.match=activation", "server_data=none")
+    helpers.plan("merging=rebasin", "server_data=none")
+    with pytest.raises(ConfigError, match=r"^model"):
+        helpers.plan("merging=rebasin", "model=vit", "model.patch=2", "model.dim=8", "model.heads=2")
 
 
 def test_statistics_are_paid_for() -> None:
