@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,15 @@ def run(plan: Plan, progress: Progress) -> Path:
         if folder.done:
             progress.note(f"{_title(plan)}: already done: {read_run(folder.path).summary()}")
             return folder.path
-        threads = torch.get_num_threads()
-        torch.set_num_threads(settings.executor.threads)
+        threads, executor = torch.get_num_threads(), settings.executor
+        torch.set_num_threads(executor.threads)
         attempt = _Attempt(plan, folder, progress)
         try:
             # On a GPU the fastest algorithm of the moment, or one in lower precision, would give other numbers.
-            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            with (
+                torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+                executor if isinstance(executor, AbstractContextManager) else nullcontext(),
+            ):
                 attempt.work()
         except KeyboardInterrupt:
             attempt.interrupted()

@@ -180,6 +180,8 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
     drawn = draw(composed, settings, cache)
     dataset = drawn.dataset
     device, dtype = device_of(settings.device), getattr(torch, settings.dtype)
+    if check := getattr(settings.executor, "check", None):
+        check(device)
     options, node = separated(composed.config["model"])
     scale = options.scale(dataset)
     with _under("augmentation"):

@@ -11,7 +11,9 @@ from hybridfl.local import Outcome, Task, Workbench
 class Executor(Protocol):
     """Runs tasks and returns their outcomes in the same order.
 
-    One may also have ``told()``: sentences for the user about the runs since the last call.
+    One that keeps something between rounds, such as processes, is a context manager too, which a run enters and leaves. One
+    that suits some devices only has a function ``check(device)`` that raises ConfigError before the first round; one that has
+    something to say has ``told()``: sentences for the user about the runs since the last call.
 
     Attributes:
         threads: threads of a CPU operation in this process.
