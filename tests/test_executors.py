@@ -1,0 +1,138 @@
+"""Every executor gives what ``sequential`` gives, whatever the method, the net, the optimiser and the augmentation."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import helpers
+import pytest
+import torch
+
+from hybridfl.checkpoints import pack
+from hybridfl.config import choices
+from hybridfl.engine import Snapshot
+from hybridfl.executors import Executor
+from hybridfl.executors.workers import Workers
+from hybridfl.experiment import packed
+
+EXECUTORS: dict[str, Executor] = {"workers": Workers(2)}
+"""Those compared with ``sequential``; the same objects, and so the same processes, for all tests."""
+TOLERANCE = {"workers": 0.0}
+"""The largest difference of any number from ``sequential``; 0 is the same to the bit."""
+
+TWICE = {"none", *choices("merging")}  # a baseline that has the name of a merging method is that one
+METHODS = [f"merging={name}" for name in choices("merging")]
+METHODS += [f"baseline={name}" for name in choices("baseline") if name not in TWICE]
+
+IMAGES = "dataset.shape=[1,8,8]"
+RESNET = ("model=resnet20", "model.channels=[4,8]", "model.blocks=[1,1]", IMAGES)
+VIT = ("model=vit", "model.dim=8", "model.depth=1", "model.heads=2", IMAGES)
+WORK: dict[str, tuple[str, ...]] = {
+    "momentum": ("client_optimizer.momentum=0.9", "client_optimizer.weight_decay=0.01"),
+    "nesterov": ("client_optimizer.momentum=0.9", "client_optimizer.nesterov=true", "client_optimizer.clip_norm=0.5"),
+    "steps": ("client_optimizer.steps=7",),
+    "adam": ("client_optimizer=adam", "client_optimizer.weight_decay=0.01"),
+    "adamw": ("client_optimizer=adamw", "client_optimizer.weight_decay=0.01"),
+    "nadam": ("client_optimizer=nadam",),
+    "cosine": ("client_optimizer.schedule.kind=cosine", "client_optimizer.schedule.warmup=1"),
+    "step": ("client_optimizer.schedule.kind=step", "client_optimizer.schedule.milestones=[0.5]"),
+    "decay": ("client_optimizer.lr_decay=0.9", "+client_optimizer.lr_factors={head*:0.5}"),
+    "cnn": ("model=cnn", "model.channels=[4,8]", "model.hidden=8", IMAGES),
+    "dropout": (*VIT, "model.dropout=0.1"),
+    "group norm": RESNET,
+    "batch norm": (*RESNET, "model.norm=batch"),
+    "batch norm of each client": (*RESNET, "model.norm=batch", "model.batch_norm=local"),
+    "batch norm of the batch": (*RESNET, "model.norm=batch", "model.batch_norm=batch"),
+    "frozen batch norm": (*RESNET, "model.norm=batch", "model.batch_norm=frozen"),
+    "crop and flip": ("augmentation=standard", "augmentation.crop=1"),
+    "mixup": ("augmentation=mixup",),
+    "single precision": ("dtype=float32",),
+    "single precision, images": (*RESNET, "dtype=float32", "augmentation=standard", "client_optimizer.momentum=0.9"),
+    "late": ("baseline=fedbuff", "clients.delay=1.5", "clients.dropout=0.2"),
+    "event queue": ("baseline=fedbuff", "clients=event_queue", "clients.number=5", "clients.concurrency=3"),
+    "hostile": ("clients=hostile", "clients.number=5", "clients.per_round=5"),
+    "uneven": ("partitioning.alpha=0.1", "clients.per_round=5", "client_optimizer.batch_size=16"),
+    "one client a round": ("clients.per_round=1",),
+    "tasks": ("merging=lorm", "tasks.number=3"),
+    "LoRA of images": ("merging=lorm", *VIT),
+    "feddle on images": ("merging=feddle", *RESNET, "merging.search.steps=3"),
+    "widths": ("merging=split_mix", "clients=tiers", "clients.number=5", "clients.per_round=4"),
+    "narrow nets": ("baseline=heterofl", "clients=tiers", "clients.number=5", "clients.per_round=4"),
+    "slimmable nets": ("baseline=slimmable_heterofl", "clients=tiers", "clients.number=5", "clients.per_round=4"),
+    "start of the server": ("start=server", "start_steps=5"),
+    "start alone": ("baseline=local_only", "start=solo", "start_steps=5"),
+}
+LINES = {line.partition("=")[2]: (line,) for line in METHODS}
+LINES |= {
+    name: line if line[0].startswith(("merging=", "baseline=")) else ("baseline=fedavg", *line)
+    for name, line in WORK.items()
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    for executor in EXECUTORS.values():
+        if isinstance(executor, Workers):
+            executor.close()
+
+
+def end(line: tuple[str, ...], executor: Executor | None = None) -> Any:
+    """All of the last snapshot but the time it took."""
+    engine = helpers.engine_of(helpers.plan(*line))
+    engine.executor = executor or engine.executor
+    last: Snapshot = helpers.snapshots(engine)[-1]
+    assert last.round == 3
+    return pack(packed(last) | {"seconds": 0.0})
+
+
+reference = functools.cache(end)
+
+
+def difference(a: Any, b: Any) -> float:
+    """The largest of any two numbers in containers of the same form."""
+    if isinstance(a, torch.Tensor):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        return (
+            float((a - b).abs().max())
+            if a.is_floating_point() and a.numel()
+            else 0.0
+            if torch.equal(a, b)
+            else math.inf
+        )
+    if isinstance(a, dict):
+        assert list(a) == list(b)
+        return max((difference(a[key], b[key]) for key in a), default=0.0)
+    if isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        return max((difference(*pair) for pair in zip(a, b, strict=True)), default=0.0)
+    assert type(a) is type(b)
+    if isinstance(a, float):
+        return 0.0 if a == b or (math.isnan(a) and math.isnan(b)) else abs(a - b)
+    return 0.0 if a == b else math.inf
+
+
+@pytest.mark.parametrize("name", EXECUTORS)
+@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
+def test_the_numbers_are_those_of_sequential(name: str, line: tuple[str, ...]) -> None:
+    found = end(line, EXECUTORS[name])
+    assert difference(found, reference(line)) <= TOLERANCE[name]
+    assert TOLERANCE[name] or helpers.identical(found, reference(line))
+
+
+@pytest.mark.parametrize("number", [1, 3, 7])
+def test_the_number_of_workers_changes_nothing(number: int) -> None:
+    with Workers(number) as executor:
+        for name in ("momentum", "single precision, images", "fedprox", "event queue"):
+            assert helpers.identical(end(LINES[name], executor), reference(LINES[name])), name
+
+
+def test_a_difference_is_seen() -> None:
+    a = {"x": [torch.ones(3), 1.0], "y": (None, "text", 2)}
+    assert difference(a, {"x": [torch.ones(3), 1.0], "y": (None, "text", 2)}) == 0
+    assert difference(a, {"x": [torch.ones(3) + 0.25, 1.0], "y": (None, "text", 2)}) == 0.25
+    assert difference(a, {"x": [torch.ones(3), 1.5], "y": (None, "text", 2)}) == 0.5
+    assert difference(a, {"x": [torch.ones(3), 1.0], "y": (None, "text", 3)}) == math.inf
