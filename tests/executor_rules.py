@@ -89,10 +89,11 @@ def of_any_kind(seen: ProbeInput) -> dict[str, Any]:
 
 
 class Deadly(FedAvg):
-    """FedAvg whose clients' processes are killed in round 2 while there is a file ``deadly``."""
+    """FedAvg whose clients do in round 2 the harm that a file ``deadly`` names, if there is one."""
 
     def round(self, state: State, now: Round) -> Generator[list[Job], Results, State]:
-        harm = "SIGKILL" if now.index == 2 and Path("deadly").exists() else ""
+        deadly = Path("deadly")
+        harm = deadly.read_text() if now.index == 2 and deadly.exists() else ""
         ctx = {"harm": harm, "flag": "harmless"}
         results = yield [Job(client, state["global"], loss=harmful, ctx=ctx) for client in now.clients]
         return {"global": results.mean("examples")}

@@ -150,6 +150,8 @@ def needed(group: str, name: str) -> list[str]:
         Path("owners.json").write_text(json.dumps([list(range(client, 190, 5)) for client in range(5)]))
         line = ["clients.number=5", "partitioning.path=owners.json", "partitioning.complete=false"]
         return [*line, "server_data.examples=10"]
+    if (group, name) == ("executor", "workers"):
+        return ["device=cpu"]
     if group == "topology" and name in PEERS:
         return ["baseline=dsgd", f"clients.number={9 if name == 'torus' else 5}"]  # Feddle needs a server
     if group == "experiment" and name in PRESETS:

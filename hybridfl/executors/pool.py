@@ -181,6 +181,8 @@ class Pool:
             HybridflError: a task ended two processes.
             ConfigError: key ``executor``: what a task needs cannot be sent to another process.
         """
+        if not all(worker.parent.alive for worker in self.workers):
+            self.close()  # nobody would end them if this process were killed
         self._share(bench)
         self.parcels[Kind.TASKS] = parcel = Parcel(tasks)
         try:
