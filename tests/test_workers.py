@@ -255,7 +255,19 @@ def test_both_processes_have_the_same_examples_in_memory(executor: Workers) -> N
         return {words[4]: tuple(int(end, 16) for end in words[0].split("-")) for words in found}  # type: ignore[misc]
 
     (ours,) = [n for n, (low, high) in files(os.getpid()).items() if low <= bench.x.data_ptr() < high]
-    assert all(ours in files(pid) for pid in pids(executor))
+    for pid in pids(executor):
+        assert ours in files(pid)
+        assert len(files(pid)) == 2, "the examples and the nets; a round's tasks are forgotten"
+
+
+def test_results_hold_no_descriptors(executor: Workers) -> None:
+    def count() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    run(executor, tasks())
+    before, kept = count(), [run(executor, tasks()) for _ in range(3)]
+    assert count() == before
+    assert len(kept) == 3
 
 
 def test_a_worker_lives_until_the_executor_is_closed() -> None:
@@ -293,9 +305,13 @@ def test_another_net_at_a_later_time(executor: Workers) -> None:
 
 
 def test_the_longest_tasks_come_first() -> None:
-    given = sorted(tasks(), key=pools._size)
-    assert [t.steps * min(8, len(t.rows)) for t in given] == sorted(t.steps * min(8, len(t.rows)) for t in given)
-    assert pools._size(given[0]) < pools._size(given[-1])
+    given = tasks()
+    waiting = pools._Round(pools.Pool(1, None), given, Parcel([])).waiting
+    work = [given[i].steps * min(8, len(given[i].rows)) for i in waiting]
+    assert work == sorted(work)
+    assert work[0] < work[-1]
+    measured = [replace(task, steps=0, job=replace(task.job, probes={"logits": logits})) for task in given]
+    assert [len(task.rows) for task in sorted(measured, key=pools._size)] == sorted(len(task.rows) for task in measured)
 
 
 # -- errors in a task --------------------------------------------------------------------------------------------------

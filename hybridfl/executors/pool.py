@@ -246,17 +246,21 @@ class _Round:
     def _hand_out(self) -> None:
         while self.waiting:
             worker = next((w for w in self.pool.workers if w.task is None), None)
-            if worker is None:
-                if len(self.pool.workers) == self.pool.number:
-                    return
-                worker = template().fork()
-                self.pool.workers.append(worker)
-                self.selector.register(worker.socket, selectors.EVENT_READ, worker)
-            task = self.waiting.pop()
-            try:
-                worker.begin(task, self.pool.parcels)
-            except Gone:
-                self._lost(worker)
+            if worker is None and len(self.pool.workers) == self.pool.number:
+                return
+            self._begin(worker or self._fresh(), self.waiting.pop())
+
+    def _fresh(self) -> Worker:
+        worker = template().fork()
+        self.pool.workers.append(worker)
+        self.selector.register(worker.socket, selectors.EVENT_READ, worker)
+        return worker
+
+    def _begin(self, worker: Worker, task: int) -> None:
+        try:
+            worker.begin(task, self.pool.parcels)
+        except Gone:
+            self._lost(worker)
 
     def _wait(self) -> None:
         limit = self.pool.hang_seconds
@@ -287,7 +291,7 @@ class _Round:
                 self.found[number] = replace(outcome, result=result)
 
     def _lost(self, worker: Worker, how: str = "") -> None:
-        """A worker has ended, or is to be, before its task was done, which goes to another."""
+        """A worker has ended, or is to be. A task that it had goes to a fresh one: others may have ended unseen."""
         self.selector.unregister(worker.socket)
         self.pool.workers.remove(worker)
         died = worker.end()
@@ -300,7 +304,7 @@ class _Round:
         if self.tries[worker.task] == TRIES:
             raise HybridflError(f"{told}, and so did the one before it; is there too little memory?")
         print(f"hybridfl: {told}; its work is done again.", file=sys.stderr, flush=True)
-        self.waiting.append(worker.task)
+        self._begin(self._fresh(), worker.task)
 
 
 def _size(task: Task) -> int:
