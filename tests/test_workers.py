@@ -125,7 +125,13 @@ def test_tensors_of_every_kind_arrive_as_they_are(copied: bool) -> None:
         torch.tensor(7),
     ]
     given += [torch.ones(1).expand(3, 2), torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)]
-    given += [torch.tensor([1 + 2j]).conj(), base.to_sparse(), nn.Parameter(base), nn.Parameter(base, False)]
+    given += [
+        torch.tensor([1 + 2j, 3j]).conj(),
+        torch.tensor([1 + 2j, 3j]).conj().imag,
+        base.to_sparse(),
+        nn.Parameter(base),
+        nn.Parameter(base, False),
+    ]
     given += [base.clone().requires_grad_(), (base.clone().requires_grad_() * 2)]
     for tensor, arrived in zip(given, through(given, copied=copied), strict=True):
         assert same(tensor, arrived), tensor
@@ -344,6 +350,18 @@ def test_the_error_is_that_of_the_first_task_in_order(executor: Workers) -> None
         run(executor, given)
 
 
+def test_after_an_error_only_tasks_before_it_are_done() -> None:
+    *others, longest = sorted(CLIENTS, key=lambda k: pools._size(tasks()[k]))
+    order = [*others[:2], longest, *others[2:]]
+    given = []
+    for k in order:
+        ctx = {"harm": "text" if k == longest else "nothing", "once": True, "flag": str(Path(f"client {k}").absolute())}
+        given.append(tasks(k, loss=executor_rules.harmful, ctx=ctx)[k])
+    with Workers(1) as executor, pytest.raises(ValueError, match="broken by text"):
+        run(executor, given)
+    assert [Path(f"client {k}").exists() for k in order] == [True, True, True, False, False]
+
+
 def test_a_failed_run_has_the_workers_traceback_in_its_log() -> None:
     Path("deadly").write_text("text")
     answer = call("train", *DEADLY, *SHARED)
@@ -455,6 +473,7 @@ def test_a_worker_that_ended_between_two_rounds_is_replaced(executor: Workers) -
     run(executor, tasks())
     for pid in pids(executor):
         os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(map(alive, pids(executor))))
     assert agree(executor, tasks)
 
 

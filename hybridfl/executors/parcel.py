@@ -168,7 +168,7 @@ class Opened:
 def _is_plain(tensor: Tensor) -> bool:
     """Whether its memory is all there is to it; any other is pickled by value."""
     dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-    return type(tensor) in (Tensor, nn.Parameter) and dense and not (tensor.is_conj() or tensor.is_neg())
+    return type(tensor) in (Tensor, nn.Parameter) and dense
 
 
 def _memory(size: int) -> int:
