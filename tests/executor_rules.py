@@ -7,6 +7,7 @@ is not there, and ``once`` makes the file first.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Generator, Mapping
@@ -71,6 +72,17 @@ def threads(seen: ProbeInput) -> Tensor:
 
 def process(seen: ProbeInput) -> Tensor:
     return torch.tensor(os.getpid())
+
+
+def page_faults(seen: ProbeInput) -> Tensor:
+    """How often memory is asked for anew, in 4 KiB, while the same 24 MiB are used ten times."""
+    counts = []
+    for _ in range(10):
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+        for piece in [torch.empty(2**20) for _ in range(6)]:
+            piece.fill_(1)
+        del piece
+    return torch.tensor(counts[-1] - counts[1])
 
 
 def of_any_kind(seen: ProbeInput) -> dict[str, Any]:

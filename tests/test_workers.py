@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -248,6 +249,13 @@ def test_clients_in_other_processes_with_one_thread_and_the_server_in_this_one(e
     assert {int(result.probes["process"]) for result in found} - {os.getpid()} <= pids(executor)
     assert {int(result.probes["threads"]) for result in found} == {1}
     assert run(executor, []) == []
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is another library's")
+def test_a_worker_keeps_the_memory_it_uses_again_and_again() -> None:
+    with Workers(1) as executor:
+        (outcome,) = run(executor, tasks(steps=0, probes={"faults": executor_rules.page_faults})[:1])
+    assert outcome.result.probes["faults"] < 1000  # of 49,152
 
 
 def test_both_processes_have_the_same_examples_in_memory(executor: Workers) -> None:
