@@ -52,7 +52,11 @@ class _Template:
     def fork(self) -> Worker:
         ours, theirs = socket.socketpair()
         with theirs:
-            return Worker(ours, self._asked(Kind.FORK, fd=theirs.fileno()), self)
+            try:
+                return Worker(ours, self._asked(Kind.FORK, fd=theirs.fileno()), self)
+            except BaseException:
+                ours.close()
+                raise
 
     def end_of(self, pid: int) -> int:
         """How a worker that has ended did: its status, or the negative number of a signal."""
@@ -64,9 +68,11 @@ class _Template:
             with received(self.control) as (_, answer, _):
                 return answer
         except Gone as error:
-            raise HybridflError(
-                "the process that starts workers has ended; try again, or executor=sequential."
-            ) from error
+            problem = "the process that starts workers has ended; try again, or take executor=sequential."
+            raise HybridflError(problem) from error
+        except BaseException:
+            self.close()  # its answer, when it comes, would be taken for that to the next question
+            raise
 
     def close(self) -> None:
         if self.owner == os.getpid():
@@ -193,6 +199,7 @@ class Pool:
         finally:
             for worker in self.workers:
                 worker.forget()
+            self.parcels.pop(Kind.TASKS, None)
             parcel.close()
         failures = [found[i] for i in sorted(found) if isinstance(found[i], Failure)]
         if failures:
@@ -302,7 +309,8 @@ class _Round:
         told = f"the worker process of {who} in round {task.round + 1} {how or died}"
         self.tries[worker.task] += 1
         if self.tries[worker.task] == TRIES:
-            raise HybridflError(f"{told}, and so did the one before it; is there too little memory?")
+            hint = "; is there too little memory?" if "SIGKILL" in died and not how else ""
+            raise HybridflError(f"{told}, and the one before it did not get through either{hint or '.'}")
         print(f"hybridfl: {told}; its work is done again.", file=sys.stderr, flush=True)
         self._begin(self._fresh(), worker.task)
 
