@@ -6,6 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -100,3 +103,18 @@ class FlopCounter(TorchDispatchMode):
         if func._overloadpacket in flop_registry:
             self.flops += int(flop_registry[func._overloadpacket](*args, **kwargs, out_val=out))
         return out
+
+
+def forward_macs(net: nn.Module, examples: Tensor) -> int:
+    """Multiply–accumulates of one example's forward pass through the net.
+
+    Args:
+        examples: ``(b, …)``, for their shape, at least two: BatchNorm without running statistics refuses a single one.
+    """
+    net.eval()
+    # With gradients, and attention written out: fused kernels of attention have no formula on a CPU.
+    params = {name: tensor.detach().requires_grad_() for name, tensor in net.named_parameters()}
+    with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), FlopCounter() as counter:
+        torch.func.functional_call(net, {**params, **dict(net.named_buffers())}, (torch.zeros_like(examples),))
+    macs: int = counter.flops // 2 // len(examples)
+    return macs

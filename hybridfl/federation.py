@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hybridfl.availability import Clients
 from hybridfl.behaviour import Role, spoil
-from hybridfl.costs import FlopCounter
+from hybridfl.costs import forward_macs
 from hybridfl.data.augmentation import Augment
 from hybridfl.data.dataset import Dataset, Examples
 from hybridfl.data.split import Split
@@ -227,7 +226,8 @@ class Federation:
     def macs_at(self, width: float) -> int:
         """Multiply–accumulates of one example's forward pass through the net of a width."""
         if width not in self._macs:
-            self._macs[width] = self._count(self.net_at(width))
+            examples = torch.zeros(2, *self.dataset.train.x.shape[1:], device=self.device, dtype=self.dtype)
+            self._macs[width] = forward_macs(self.net_at(width), examples)
         return self._macs[width]
 
     def macs_of(self, passes: Mapping[float, int]) -> int:
@@ -243,18 +243,6 @@ class Federation:
     @cached_property
     def _macs(self) -> dict[float, int]:
         return {}
-
-    def _count(self, net: nn.Module) -> int:
-        shape = self.dataset.train.x.shape[1:]
-        # Two, as BatchNorm without running statistics refuses a single one.
-        examples = torch.zeros(2, *shape, device=self.device, dtype=self.dtype)
-        net.eval()
-        # With gradients, and attention written out: fused kernels of attention have no formula on a CPU.
-        params = {name: tensor.detach().requires_grad_() for name, tensor in net.named_parameters()}
-        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), FlopCounter() as counter:
-            torch.func.functional_call(net, {**params, **dict(net.named_buffers())}, (examples,))
-        macs: int = counter.flops // 2 // len(examples)
-        return macs
 
 
 def initial_model(net: nn.Module, device: torch.device, dtype: torch.dtype) -> Model:

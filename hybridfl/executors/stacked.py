@@ -7,6 +7,7 @@ net. Such nets are traced once and run layer by layer on stacked weights instead
 from __future__ import annotations
 
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +40,22 @@ def stacked(net: nn.Module) -> StackedNet:
     return run
 
 
+def is_dense(net: nn.Module) -> bool:
+    """Whether the net is a chain of dense layers and elementwise functions."""
+    return _chain(net) is not None
+
+
 def _chain(net: nn.Module) -> list[Layer] | None:
-    """The net's layers one after the other, if it is no more than that and all of them are known."""
+    """The net's layers one after the other, if it is no more than that and all of them are known; found once."""
+    if net not in _CHAINS:
+        _CHAINS[net] = _traced(net)
+    return _CHAINS[net]
+
+
+_CHAINS: WeakKeyDictionary[nn.Module, list[Layer] | None] = WeakKeyDictionary()
+
+
+def _traced(net: nn.Module) -> list[Layer] | None:
     if any(True for _ in net.buffers()) or any(True for module in net.modules() if module._forward_hooks):
         return None
     import torch.fx
