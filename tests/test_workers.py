@@ -30,6 +30,7 @@ from hybridfl.engine import task_of
 from hybridfl.errors import ConfigError, HybridflError
 from hybridfl.executors import pool as pools
 from hybridfl.executors import workers
+from hybridfl.executors.messages import Kind
 from hybridfl.executors.parcel import LINE, Opened, Parcel
 from hybridfl.executors.sequential import Sequential
 from hybridfl.executors.workers import Workers
@@ -277,8 +278,11 @@ def test_both_processes_have_the_same_examples_in_memory() -> None:
 
 def test_a_worker_works_where_the_program_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In its folder, with the modules it finds, whatever they were when the first worker was started."""
+    pools.template()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir("other")
     Path("made_later.py").write_text(Path(executor_rules.__file__).read_text())
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(os.getcwd())
     rule = importlib.import_module("made_later").harmful
     with Workers(1) as executor:
         run(executor, tasks(loss=rule, ctx={"harm": "nothing", "once": True, "flag": "relative"}))
@@ -293,6 +297,7 @@ def test_results_hold_no_descriptors(executor: Workers) -> None:
     before, kept = count(), [run(executor, tasks()) for _ in range(3)]
     assert count() == before
     assert len(kept) == 3
+    assert Kind.TASKS not in executor._pool[0].parcels  # whose tensors would be kept until the next round
 
 
 def test_a_worker_lives_until_the_executor_is_closed() -> None:
@@ -552,7 +557,7 @@ def test_a_run_that_lost_its_workers_continues_from_its_last_round() -> None:
     answer = call("train", *DEADLY, *SHARED)
     assert answer.status == 1
     assert re.search(
-        r"hybridfl: the worker process of client \d in round 3 was killed by SIGKILL, and so did", answer.err
+        r"hybridfl: the worker process of client \d in round 3 was killed by SIGKILL, and the one", answer.err
     )
     assert "Traceback" not in answer.err
     (folder,) = (path.resolve() for path in Path("outputs/runs").iterdir())
