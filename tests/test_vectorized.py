@@ -224,7 +224,7 @@ def test_without_memory_the_group_is_halved_and_it_says_so(error: Exception, mon
     monkeypatch.setattr(vectorized._LockStep, "step", greedy)
     executor = Vectorized()
     check(executor=executor)
-    assert executor.told() == ["no memory for 6 clients at once; trying 3 (executor.memory_mb=64)"]
+    assert executor.told() == ["no memory for 6 clients at once; trying 3; see executor.memory_mb"]
     assert executor.told() == []
 
 

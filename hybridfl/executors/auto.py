@@ -33,7 +33,7 @@ class Auto:
 
     threads = 1
 
-    def __init__(self, number: PositiveInt | None = None, memory_mb: PositiveInt = 64) -> None:
+    def __init__(self, number: PositiveInt | None = None, memory_mb: PositiveInt | None = None) -> None:
         self.number = number or cores()
         self.lock_step, self.workers, self.alone = Vectorized(memory_mb=memory_mb), Workers(number), Sequential()
         self._bench: Workbench | None = None

@@ -34,6 +34,7 @@ from hybridfl.types import Apply, Batch, State
 Selection = slice | Tensor
 """Which clients of a stack: a part of it in one piece, or positions."""
 MIB = 2**20
+MEMORY_MB = {"cpu": 64, "gpu": 2048}
 HELD = 4
 """Of every trained number: itself, its gradient, and up to two of the optimiser."""
 
@@ -51,12 +52,12 @@ class Vectorized:
 
     Attributes:
         threads: threads of a CPU operation.
-        memory_mb: clients whose tensors take more than this, in MiB, are done in several groups; on a CPU, groups that fit
-            into its cache are the fastest.
+        memory_mb: clients whose tensors take more than this, in MiB, are done in several groups; ``None`` is 64 on a CPU,
+            where groups near the size of its cache are the fastest, and 2048 on a GPU.
     """
 
     threads: PositiveInt = 1
-    memory_mb: PositiveInt = 64
+    memory_mb: PositiveInt | None = None
     _told: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def run(self, bench: Workbench, tasks: Sequence[Task]) -> list[Outcome]:
@@ -88,9 +89,7 @@ class Vectorized:
             if not _of_memory(error):
                 raise
         half = math.ceil(len(tasks) / 2)
-        self._told.append(
-            f"no memory for {len(tasks)} clients at once; trying {half} (executor.memory_mb={self.memory_mb})"
-        )
+        self._told.append(f"no memory for {len(tasks)} clients at once; trying {half}; see executor.memory_mb")
         if bench.x.device.type == "cuda":
             torch.cuda.empty_cache()
         return [outcome for part in _parts(tasks, half) for outcome in self._done(bench, part)]
@@ -101,7 +100,8 @@ class Vectorized:
         batch = min(task.work.batch_size, len(task.rows))
         # Activations are kept for the pass backward, which makes as many gradients.
         passing = batch * (bench.x[0].numel() + 2 * _activations(bench, task))
-        return max(1, int(self.memory_mb * MIB / (bench.x.element_size() * (HELD * trained + passing))))
+        budget = self.memory_mb or MEMORY_MB["cpu" if bench.x.device.type == "cpu" else "gpu"]
+        return max(1, int(budget * MIB / (bench.x.element_size() * (HELD * trained + passing))))
 
 
 def _of_vmap(error: Exception) -> bool:
