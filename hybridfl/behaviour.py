@@ -22,6 +22,9 @@ Role = Literal["held_out", "noisy_labels", "flipped_labels", "noisy_inputs", "ra
 SHARES: Final[tuple[Role, ...]] = ("noisy_labels", "flipped_labels", "noisy_inputs", "random_updates")
 """Roles given to a share of the clients, named as the options, in the order in which they are dealt out."""
 
+SPOILT: Final[tuple[Role, ...]] = ("noisy_labels", "flipped_labels", "noisy_inputs")
+"""Roles of clients whose examples are changed."""
+
 
 def spoil(
     role: Role, x: Tensor, y: IntArray, owned: IntArray, classes: int, input_noise: float, rng: np.random.Generator

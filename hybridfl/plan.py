@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from hybridfl.availability import Clients
+from hybridfl.behaviour import SPOILT
 from hybridfl.build import NonNegativeFloat, NonNegativeInt, PositiveInt, build, call, locate, of_kind
 from hybridfl.config import NOT_IDENTITY, Composed
 from hybridfl.data.augmentation import Augmenter
@@ -225,6 +226,12 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
         augment=augment,
     )
     check_net(federation)
+    spoilt = [role for role in SPOILT if role in federation.roles.values()]
+    if spoilt and drawn.split.is_shared:
+        problem = (
+            f"got {getattr(settings.clients, spoilt[0]):g}: clients share examples, and others would get the noise too"
+        )
+        raise ConfigError(f"clients.{spoilt[0]}", f"{problem}; nearest valid value: 0.")
     labels_by = getattr(settings.server_data, "labels_by", WITH_DATA)
     if settings.start == "server" and "server_labels" not in federation.provides:
         raise ConfigError("start", f"got server, but the server owns no labelled examples; try {labels_by}.")

@@ -248,3 +248,44 @@ def test_a_users_own_partitioning_is_checked(shares: list[list[int]], problem: s
 
     with pytest.raises(ConfigError, match=f"Wrong.split must .*{problem}"):
         draw(dataset([4], [4]), partitioning=Wrong(), server_data=NoServerData(), clients=2)
+
+
+class Shared:
+    """Given shares, of which several may have the same example."""
+
+    seed = None
+
+    def __init__(self, shares: list[list[int]], complete: bool) -> None:
+        self.partition = Partition([np.array(share, dtype=np.int64) for share in shares], 0, complete, shared=True)
+
+    def split(self, y, clients, rng) -> Partition:
+        return self.partition
+
+
+def test_clients_may_share_examples_where_the_partition_says_so() -> None:
+    data, shares = dataset([4, 4], [40, 40]), [[0, 1, 1, 5], [1, 5, 6, 7]]
+
+    def drawn(validation: float) -> Split:
+        options = {"partitioning": Shared(shares, False), "server_data": NoServerData(), "clients": 2}
+        return draw(data, **options, client_validation=validation)
+
+    split = drawn(0.0)
+    assert [share.tolist() for share in split.clients_train] == shares
+    assert split.is_shared
+    assert not draw(data, clients=2, server_data=NoServerData()).is_shared
+    held_out = drawn(0.5)
+    for train, val, share in zip(held_out.clients_train, held_out.clients_val, shares, strict=True):
+        assert not set(train) & set(val)
+        assert {*train, *val} == set(share)
+
+
+@pytest.mark.parametrize(("last", "complete"), [(4, False), (2, True)])
+def test_shared_examples_are_still_checked(last: int, complete: bool) -> None:
+    everybody = ", each of them to somebody" if complete else ""
+    with pytest.raises(ConfigError, match=rf"Shared.split must deal out examples of 0 to 3{everybody}\."):
+        draw(
+            dataset([4], [4]),
+            partitioning=Shared([[0, 1], [1, last]], complete),
+            server_data=NoServerData(),
+            clients=2,
+        )

@@ -21,14 +21,17 @@ class Partition:
     """Who owns what.
 
     Attributes:
-        shares: for each client the sorted indices of its examples; disjoint.
+        shares: for each client the sorted indices of its examples; disjoint, unless ``shared``.
         moved: how many examples changed hands so that every client has the minimum.
         complete: whether an example that nobody owns is a mistake.
+        shared: whether several clients may own an example, and one client an example several times: more clients than
+            a data set has examples for, drawn with replacement.
     """
 
     shares: list[IntArray]
     moved: int = 0
     complete: bool = True
+    shared: bool = False
 
 
 class Partitioning(Protocol):

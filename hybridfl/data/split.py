@@ -25,7 +25,7 @@ class Split:
 
     Attributes:
         clients_train, clients_val: one array per client, into the data set's train part. Disjoint between clients, and
-            with the server's.
+            with the server's, unless the partitioning says that clients share examples.
         clients_test: one array per client, into the data set's *test* part; those of two clients may overlap.
         server_train, server_val: empty without server data; positions from the train part's length on are examples that
             only the server has, see :class:`Drawn`.
@@ -65,6 +65,12 @@ class Split:
         yield self.server_val
         if self.server_test is not None:
             yield self.server_test
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether an example belongs to two clients, or twice to one."""
+        owned = np.concatenate([*self.clients_train, *self.clients_val])
+        return len(np.unique(owned)) < len(owned)
 
     @property
     def client_domains(self) -> list[int]:
@@ -362,7 +368,11 @@ def _check(partition: Partition, examples: int, clients: int, partitioning: Part
     if len(partition.shares) != clients or not all(len(share) for share in partition.shares):
         raise ConfigError("partitioning", f"{name}.split must give each of the {clients} clients an example or more.")
     dealt, every = np.sort(np.concatenate(partition.shares)), np.arange(examples)
-    if getattr(partitioning, "before_server", False) or not partition.complete:
+    if partition.shared:
+        if len(np.setdiff1d(dealt, every)) or (partition.complete and len(np.unique(dealt)) < examples):
+            each = ", each of them to somebody" if partition.complete else ""
+            raise ConfigError("partitioning", f"{name}.split must deal out examples of 0 to {examples - 1}{each}.")
+    elif getattr(partitioning, "before_server", False) or not partition.complete:
         if len(np.unique(dealt)) < len(dealt) or len(np.setdiff1d(dealt, every)):
             raise ConfigError("partitioning", f"{name}.split must deal out no example twice, of 0 to {examples - 1}.")
     elif not np.array_equal(dealt, every):
@@ -390,7 +400,7 @@ def _hold_out(owned: IntArray, cells: IntArray, fraction: float, rng: np.random.
         if count
     ]
     val = _indices(np.sort(np.concatenate(held)) if held else [])
-    return np.setdiff1d(owned, val), val
+    return _indices(np.sort(owned[~np.isin(owned, val)])), val
 
 
 def _servers_test(dataset: Dataset, owned: IntArray) -> IntArray | None:
