@@ -61,6 +61,10 @@ format: $(DEV) ## Format the code and apply the safe lint fixes
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
+.PHONY: bench
+bench: $(RUN) ## Measure rounds against plain torch, the overhead, memory and start-up; on a quiet machine
+	$(BIN)/python scripts/bench.py
+
 .PHONY: wheel
 wheel: $(DEV) ## Build the source archive, and the wheel from it, into DIST=dist
 	$(BIN)/python -m build --outdir "$(DIST)"

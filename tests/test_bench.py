@@ -1,0 +1,181 @@
+"""The benchmark compares like with like: its references train the same model as FedAvg, on the same clients."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import helpers
+import numpy as np
+import pytest
+import torch
+
+from hybridfl.config import choices
+from hybridfl.errors import ConfigError
+from hybridfl.rng import stream
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.append(str(SCRIPTS))
+
+import bench  # noqa: E402
+
+TINY = {name: replace(workload.small(), train=480) for name, workload in bench.WORKLOADS.items()}
+
+
+def given(workload: bench.Workload, folder: Path) -> tuple[bench.Hybridfl, bench.Given]:
+    ours = bench.Hybridfl(workload.line(3))
+    bench.write_given(ours, 3, folder / "given.npz")
+    return ours, bench.Given.read(folder / "given.npz", workload)
+
+
+def engines(number: int, client: int, n: int) -> np.ndarray:
+    """The engine's own shuffle of the first job of a client."""
+    return stream(0, "local", number, client, "", 0).permutation(n)
+
+
+def made(kind: str, given: bench.Given) -> bench.Reference:
+    reference = bench.REFERENCES[kind](given)
+    reference.order = engines
+    return reference
+
+
+def agree(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.allclose(a, b, rtol=0, atol=1e-5) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("name", bench.WORKLOADS)
+def test_the_plain_loop_trains_the_model_of_fedavg(name: str, tmp_path: Path) -> None:
+    ours, theirs = given(TINY[name], tmp_path)
+    plain = made("plain", theirs)
+    start = plain.weights()
+    for number in range(2):
+        ours.round(number)
+        plain.round(number)
+        assert agree(list(ours.snapshot.state["global"].params.values()), plain.weights())
+    assert not agree(start, plain.weights())
+
+
+@pytest.mark.parametrize(("name", "kind"), [("W2", "by_hand"), ("W3", "by_hand"), ("W1", "channels_last")])
+def test_the_limits_are_central_training(name: str, kind: str, tmp_path: Path) -> None:
+    _, theirs = given(TINY[name], tmp_path)
+    central, limit = made("central", theirs), made(kind, theirs)
+    for number in range(2):
+        central.round(number)
+        limit.round(number)
+        assert agree(central.weights(), limit.weights())
+
+
+def test_central_training_is_federated_averaging_with_a_single_client(tmp_path: Path) -> None:
+    _, theirs = given(replace(TINY["W2"], per_round=1), tmp_path)
+    plain, central = made("plain", theirs), made("central", theirs)
+    for reference in (plain, central):
+        reference.round(0)
+    assert agree(plain.weights(), central.weights())
+
+
+def test_the_workloads_are_those_that_were_described() -> None:
+    described = {"W1": (100, 10), "W2": (100, 10), "W3": (1000, 100), "W4": (10_000, 100)}
+    assert {n: (w.clients, w.per_round) for n, w in bench.WORKLOADS.items()} == described
+    assert all((w.train, w.test) == (60_000, 10_000) for w in bench.WORKLOADS.values())
+    for name, least in (("W1", 20), ("W2", 20), ("W3", 60), ("W4", 60)):
+        workload = replace(
+            bench.WORKLOADS[name], train=60_000 // 50, test=200, clients=bench.WORKLOADS[name].clients // 50
+        )
+        federation = bench.Hybridfl(replace(workload, per_round=2).line(1)).plan.federation
+        sizes = [federation.examples(client) for client in range(workload.clients)]
+        assert min(sizes) >= least
+        assert max(sizes) == 60 if name in ("W3", "W4") else max(sizes) > 60
+        assert federation.split.is_shared == (name == "W4")
+
+
+def test_images_are_those_of_seed_0() -> None:
+    x, y = bench.images(300, 100)
+    assert x.shape == (400, 1, 28, 28)
+    assert x.dtype == np.uint8
+    assert set(y) == set(range(10))
+    again = bench.images(300, 100)
+    assert (x == again[0]).all()
+    assert (y == again[1]).all()
+    assert abs(x.mean() - bench.MEAN) < 5
+    assert abs(x.std() - bench.STD) < 5
+
+
+@pytest.mark.parametrize("role", ["noisy_labels", "flipped_labels", "noisy_inputs"])
+def test_clients_that_share_examples_cannot_be_given_noise(role: str) -> None:
+    partitioning = ("~partitioning", "+partitioning={_target_:bench.WithReplacement,size:60}", "server_data=none")
+    kept = [text for text in helpers.TINY if not text.startswith(("partitioning.", "server_data."))]
+    line = [*kept, *partitioning, "baseline=fedavg", f"clients.{role}=0.4"]
+    with pytest.raises(ConfigError, match=rf"clients.{role}: got 0.4: clients share examples.*nearest valid value: 0"):
+        bench.Hybridfl(line)
+    bench.Hybridfl([*line[:-1], "clients.random_updates=0.4"])
+
+
+def test_a_ratio_of_medians_and_its_interval() -> None:
+    rng = np.random.default_rng(3)
+    slow = rng.normal(1.0, 0.2, 25).clip(0.3)
+    found = bench.ratio(list(2 * slow), list(slow))
+    assert found == bench.Interval(2.0, 2.0, 2.0)  # what slows both of them down is not in it
+    alone = bench.ratio(list(slow))
+    assert alone.low < alone.value == np.median(slow) < alone.high
+    assert slow.min() < alone.low
+    assert alone.high < slow.max()
+
+
+def test_a_target_is_met_when_the_lower_end_is_below_it() -> None:
+    assert bench.Target("", bench.Interval(1.3, 1.25, 1.4), 1.25).met
+    assert not bench.Target("", bench.Interval(1.3, 1.26, 1.4), 1.25).met
+
+
+def test_the_clock_tells_local_work_and_the_method_apart() -> None:
+    clock = bench.Clock(first_only=False, local=[0.0], method=[0.0])
+
+    def method(state, now):
+        bench.time.sleep(0.02)
+        answer = yield ["job"]
+        bench.time.sleep(0.02)
+        return answer + state
+
+    conversation = clock.round(method)(1, None)
+    assert next(conversation) == ["job"]
+    bench.time.sleep(0.2)
+    with pytest.raises(StopIteration) as stop:
+        conversation.send(2)
+    assert stop.value.value == 3
+    assert 0.04 <= clock.method[0] < 0.2
+
+
+def test_everything_is_measured_once_at_toy_sizes(tmp_path: Path) -> None:
+    toy = ["--quick", "--repeats", "2", "--threads", "1", "--workloads", "W4", "--executors", "vectorized", "no_such"]
+    command = [
+        sys.executable,
+        str(SCRIPTS / "bench.py"),
+        *toy,
+        "--rivals",
+        "bench.Plain",
+        "--output-dir",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (folder,) = tmp_path.iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["bench.csv", "bench.png", "machine.json"]
+    with (folder / "bench.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    timed = [(r["contender"], r["repeat"]) for r in rows if r["quantity"] == "round"]
+    contenders = ("vectorized", "plain", "central", "by_hand", "bench.Plain")
+    assert sorted(timed) == sorted((name, repeat) for name in contenders for repeat in "01")
+    assert all(float(row["value"]) >= 0 for row in rows)
+    assert {row["quantity"] for row in rows} >= {"peak", "overhead", "store", "imports", "help", "first round"}
+    assert "not there: no_such; there are " in done.stderr
+    for shown in ("W4: seconds a round", "to the limit", "Start-up", "Targets", "cores: "):
+        assert shown in done.stdout
+
+
+def test_every_executor_can_be_a_contender() -> None:
+    for name in choices("executor"):
+        one = bench.contender(name, 2)
+        assert one.overrides[0] == f"executor={name}"
+        bench.Hybridfl([*TINY["W3"].line(1), *one.overrides])
+    assert "executor.threads=2" in bench.contender("vectorized", 2).overrides
