@@ -17,6 +17,7 @@ import argparse
 import copy
 import csv
 import importlib
+import io
 import json
 import os
 import platform
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -34,6 +35,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 LR, BATCH = 0.05, 32
 MEAN, STD = 127.0, 58.0
@@ -200,8 +204,6 @@ class Hybridfl:
     """The engine's rounds without evaluation."""
 
     def __init__(self, line: Sequence[str]) -> None:
-        import torch
-
         from hybridfl.config import Composer
         from hybridfl.plan import make_plan
 
@@ -239,7 +241,6 @@ class Child:
     def __init__(self, cores: int, **job: Any) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": str(cores), "MKL_NUM_THREADS": str(cores)}
         self.what = job.get("contender", job["do"])
-        job["spawned"] = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve()), "--child", json.dumps(job)],
             stdin=subprocess.PIPE,
@@ -269,22 +270,24 @@ class Child:
         self.process.wait()
 
 
-def child(job: dict[str, Any]) -> None:
-    """The other side: prepare, then a round for every line."""
-    if job["do"] == "run":
-        return whole_run(job)
+def answers(job: dict[str, Any], questions: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The other side: what was prepared, then a round for every question."""
     if job["do"] == "given":
         write_given(Hybridfl(job["line"]), job["rounds"], Path(job["file"]))
-        return say({})
-    runner = made(job)
-    say({"ready": True})
-    for number, line in enumerate(sys.stdin):
-        if line == "memory\n":
-            say({"peak": peak_memory()})
-            continue
-        began = time.perf_counter()
-        runner.round(number)
-        say({"seconds": time.perf_counter() - began})
+        yield {}
+    elif job["do"] == "run":
+        yield whole_run(job["line"], job["first_only"])
+    else:
+        runner, number = made(job), 0
+        yield {}
+        for question in questions:
+            if question.strip() == "memory":
+                yield {"peak": peak_memory()}
+                continue
+            began = time.perf_counter()
+            runner.round(number)
+            yield {"seconds": time.perf_counter() - began}
+            number += 1
 
 
 def say(found: dict[str, Any]) -> None:
@@ -294,8 +297,6 @@ def say(found: dict[str, Any]) -> None:
 def made(job: dict[str, Any]) -> Runner:
     if job["line"]:
         return Hybridfl(job["line"])
-    import torch
-
     torch.set_num_threads(job["threads"])
     given = Given.read(Path(job["file"]), Workload(**job["workload"]))
     if job["kind"] in REFERENCES:
@@ -343,7 +344,8 @@ class Clock:
 
         def timed(engine: Any, before: Any) -> Any:
             if self.first_only:
-                say({"first": time.monotonic(), "loading": loading_seconds()})
+                found = {"first": time.monotonic(), "loading": Images.seconds}
+                os.write(1, f"{json.dumps(found)}\n".encode())
                 os._exit(0)
             if not self.began:
                 engine.executor, engine.method.round = self.executor(engine.executor), self.round(engine.method.round)
@@ -386,30 +388,23 @@ class Clock:
         return timed
 
 
-def loading_seconds() -> float:
-    return Images.seconds
-
-
-def whole_run(job: dict[str, Any]) -> None:
-    """``hybridfl train`` in this process, with a clock."""
+def whole_run(line: Sequence[str], first_only: bool) -> dict[str, Any]:
+    """``hybridfl train`` in this process, with a clock; with ``first_only`` the process ends where the first round begins."""
     from hybridfl.cli import main
 
-    clock = Clock(job["first_only"])
+    clock = Clock(first_only)
     clock.attach()
-    if not job["first_only"]:
-        with redirect_stdout(sys.stderr):
-            status = main(["train", *job["line"]])
-        if status:
-            raise SystemExit(status)
-        rounds = zip(clock.began, clock.ended, clock.began[1:], clock.local, clock.method, strict=False)
-        # The last round is left out: evaluation follows it. So is the first.
-        found = [
-            {"round": following - began, "store": following - ended, "local": local, "method": method}
-            for began, ended, following, local, method in rounds
-        ]
-        return say({"rounds": found[1:], "peak": peak_memory()})
-    main(["train", *job["line"]])
-    raise SystemExit("bench: no round was begun")
+    with redirect_stdout(io.StringIO()):
+        status = main(["train", *line])
+    if status:
+        raise SystemExit(status)
+    rounds = zip(clock.began, clock.ended, clock.began[1:], clock.local, clock.method, strict=False)
+    # The last round is left out, as evaluation follows it, and so is the first.
+    found = [
+        {"round": following - began, "store": following - ended, "local": local, "method": method}
+        for began, ended, following, local, method in rounds
+    ]
+    return {"rounds": found[1:], "peak": peak_memory()}
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
@@ -692,8 +687,6 @@ def draw(record: Record, workloads: Sequence[str], file: Path) -> None:
 
 
 def machine() -> dict[str, Any]:
-    import torch
-
     names: list[str] = []
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -723,48 +716,35 @@ class Given:
         net: with the weights of round 0.
     """
 
-    x: Any
-    y: Any
+    x: Tensor
+    y: Tensor
     clients: list[np.ndarray]
     cohorts: np.ndarray
-    net: Any
+    net: nn.Module
 
     @classmethod
     def read(cls, file: Path, workload: Workload) -> Given:
-        import torch
-        from torch import nn
-
         x, y = images(workload.train, workload.test)
-        x = torch.from_numpy(x[: workload.train]).to(torch.float32).sub_(MEAN).div_(STD)
+        scaled = torch.from_numpy(x[: workload.train]).to(torch.float32).sub_(MEAN).div_(STD)
         found = np.load(file)
         clients = np.split(found["rows"], np.cumsum(found["sizes"])[:-1])
-        if workload.net == "mlp":
-            net: Any = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
-        else:
-            net = Conv((1, 28, 28), 10)
+        perceptron = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
+        net = perceptron if workload.net == "mlp" else Conv((1, 28, 28), 10)
         with torch.no_grad():
             for i, tensor in enumerate(net.parameters()):
                 tensor.copy_(torch.from_numpy(found[f"start {i}"]))
-        return cls(x, torch.from_numpy(y[: workload.train]), clients, found["cohorts"], net)
+        return cls(scaled, torch.from_numpy(y[: workload.train]), clients, found["cohorts"], net)
 
 
-def Conv(input_shape: tuple[int, ...], classes: int) -> Any:
-    """Two stages of 3 × 3 convolution, ReLU and pooling, and a dense layer of 64; logits of ``classes``."""
-    from torch import nn
+class Conv(nn.Sequential):
+    """Two stages of 3 × 3 convolution, ReLU and pooling, then a dense layer of 64; logits ``(b, classes)``."""
 
-    channels, rows, columns = input_shape
-    return nn.Sequential(
-        nn.Conv2d(channels, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32 * (rows // 4) * (columns // 4), 64),
-        nn.ReLU(),
-        nn.Linear(64, classes),
-    )
+    def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
+        channels, rows, columns = input_shape
+        first = nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+        second = nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+        dense = nn.Linear(32 * (rows // 4) * (columns // 4), 64)
+        super().__init__(*first, *second, nn.Flatten(), dense, nn.ReLU(), nn.Linear(64, classes))
 
 
 class Reference:
@@ -779,55 +759,51 @@ class Reference:
         rng = np.random.default_rng(1)
         self.order: Callable[[int, int, int], np.ndarray] = lambda number, client, n: rng.permutation(n)
 
-    def batches(self, number: int, client: int) -> Iterator[Any]:
-        """Positions of an epoch's batches, the last one short."""
-        import torch
-
-        rows = self.given.clients[client]
-        shuffled = torch.from_numpy(rows[self.order(number, client, len(rows))])
-        return iter(shuffled.split(BATCH))
-
     def round(self, number: int) -> None:
         raise NotImplementedError
 
-    def trained(self, net: Any, batches: Iterator[Any]) -> None:
-        import torch
-        import torch.nn.functional as F
+    def batches(self, number: int, client: int) -> Sequence[Tensor]:
+        """Positions of an epoch's batches, the last one short."""
+        rows = self.given.clients[client]
+        return torch.from_numpy(rows[self.order(number, client, len(rows))]).split(BATCH)
 
-        optimizer = torch.optim.SGD(net.parameters(), lr=LR)
+    def train(self, net: nn.Module, batches: Sequence[Tensor]) -> None:
+        """Stochastic gradient descent without an optimiser object, which would cost a small net half as much again."""
+        params = list(net.parameters())
         for rows in batches:
-            optimizer.zero_grad()
-            F.cross_entropy(net(self.given.x[rows]), self.given.y[rows]).backward()
-            optimizer.step()
+            loss = F.cross_entropy(net(self.given.x[rows]), self.given.y[rows])
+            grads = torch.autograd.grad(loss, params)
+            with torch.no_grad():
+                for tensor, grad in zip(params, grads, strict=True):
+                    tensor.sub_(grad, alpha=LR)
 
-    def weights(self) -> list[Any]:
+    def weights(self) -> list[Tensor]:
         """Copies of the net's tensors."""
-        return [tensor.detach().clone(memory_format=CONTIGUOUS()) for tensor in self.net.parameters()]
-
-
-def CONTIGUOUS() -> Any:
-    import torch
-
-    return torch.contiguous_format
+        return [tensor.detach().clone() for tensor in self.net.parameters()]
 
 
 class Plain(Reference):
-    """Federated averaging as everybody writes it: copy the net, train it on a client, add it to the mean."""
+    """Federated averaging as a plain loop: load the weights into a net, train it on a client, add it to the mean."""
+
+    def __init__(self, given: Given) -> None:
+        super().__init__(given)
+        self.local = copy.deepcopy(given.net)
 
     def round(self, number: int) -> None:
-        import torch
-
         cohort = self.given.cohorts[number].tolist()
-        sizes = [len(self.given.clients[client]) for client in cohort]
+        total = sum(len(self.given.clients[client]) for client in cohort)
         mean = [torch.zeros_like(tensor) for tensor in self.net.parameters()]
-        for client, size in zip(cohort, sizes, strict=True):
-            net = copy.deepcopy(self.net)
-            self.trained(net, self.batches(number, client))
-            for total, tensor in zip(mean, net.parameters(), strict=True):
-                total.add_(tensor.detach(), alpha=size / sum(sizes))
+        for client in cohort:
+            with torch.no_grad():
+                for ours, theirs in zip(self.local.parameters(), self.net.parameters(), strict=True):
+                    ours.copy_(theirs)
+            self.train(self.local, self.batches(number, client))
+            share = len(self.given.clients[client]) / total
+            for merged, tensor in zip(mean, self.local.parameters(), strict=True):
+                merged.add_(tensor.detach(), alpha=share)
         with torch.no_grad():
-            for tensor, total in zip(self.net.parameters(), mean, strict=True):
-                tensor.copy_(total)
+            for tensor, merged in zip(self.net.parameters(), mean, strict=True):
+                tensor.copy_(merged)
 
 
 class Central(Reference):
@@ -835,7 +811,7 @@ class Central(Reference):
 
     def round(self, number: int) -> None:
         for client in self.given.cohorts[number].tolist():
-            self.trained(self.net, self.batches(number, client))
+            self.train(self.net, self.batches(number, client))
 
 
 class ChannelsLast(Central):
@@ -843,8 +819,6 @@ class ChannelsLast(Central):
 
     def __init__(self, given: Given) -> None:
         super().__init__(given)
-        import torch
-
         self.net = self.net.to(memory_format=torch.channels_last)
 
 
@@ -853,8 +827,6 @@ class ByHand(Reference):
 
     def __init__(self, given: Given) -> None:
         super().__init__(given)
-        import torch
-
         self.w1, self.b1, self.w2, self.b2 = (tensor.detach() for tensor in self.net.parameters())
         self.x = given.x.flatten(1)
         hidden, classes, inputs = len(self.b1), len(self.b2), self.x.shape[1]
@@ -863,16 +835,12 @@ class ByHand(Reference):
         self.minus_one = torch.full((BATCH, 1), -1.0)
 
     def round(self, number: int) -> None:
-        import torch
-
         with torch.inference_mode():
             for client in self.given.cohorts[number].tolist():
                 for rows in self.batches(number, client):
                     self.step(rows)
 
     def step(self, rows: Any) -> None:
-        import torch
-
         n, w1, b1, w2, b2 = len(rows), self.w1, self.b1, self.w2, self.b2
         x, hidden, logits, back = (buffer[:n] for buffer in self.buffers)
         torch.index_select(self.x, 0, rows, out=x)
@@ -966,7 +934,8 @@ def warn(about: dict[str, Any]) -> None:
 
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
-        child(json.loads(sys.argv[2]))
+        for answer in answers(json.loads(sys.argv[2]), sys.stdin):
+            say(answer)
     else:
         study()
 

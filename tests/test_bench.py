@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-import subprocess
 import sys
-from dataclasses import replace
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import helpers
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from hybridfl.config import choices
+from hybridfl.engine import Engine
 from hybridfl.errors import ConfigError
 from hybridfl.rng import stream
 
@@ -62,10 +64,10 @@ def test_the_plain_loop_trains_the_model_of_fedavg(name: str, tmp_path: Path) ->
 def test_the_limits_are_central_training(name: str, kind: str, tmp_path: Path) -> None:
     _, theirs = given(TINY[name], tmp_path)
     central, limit = made("central", theirs), made(kind, theirs)
-    for number in range(2):
-        central.round(number)
-        limit.round(number)
-        assert agree(central.weights(), limit.weights())
+    for reference in (central, limit):
+        reference.round(0)
+    assert agree(central.weights(), limit.weights())
+    assert not agree(central.weights(), [tensor.detach() for tensor in theirs.net.parameters()])
 
 
 def test_central_training_is_federated_averaging_with_a_single_client(tmp_path: Path) -> None:
@@ -133,44 +135,85 @@ def test_the_clock_tells_local_work_and_the_method_apart() -> None:
     clock = bench.Clock(first_only=False, local=[0.0], method=[0.0])
 
     def method(state, now):
-        bench.time.sleep(0.02)
+        time.sleep(0.02)
         answer = yield ["job"]
-        bench.time.sleep(0.02)
+        time.sleep(0.02)
         return answer + state
 
     conversation = clock.round(method)(1, None)
     assert next(conversation) == ["job"]
-    bench.time.sleep(0.2)
+    time.sleep(0.2)
     with pytest.raises(StopIteration) as stop:
         conversation.send(2)
     assert stop.value.value == 3
     assert 0.04 <= clock.method[0] < 0.2
 
 
-def test_everything_is_measured_once_at_toy_sizes(tmp_path: Path) -> None:
-    toy = ["--quick", "--repeats", "2", "--threads", "1", "--workloads", "W4", "--executors", "vectorized", "no_such"]
-    command = [
-        sys.executable,
-        str(SCRIPTS / "bench.py"),
-        *toy,
-        "--rivals",
-        "bench.Plain",
-        "--output-dir",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+class Local:
+    """A contender in this process, which saves the imports of one of its own."""
+
+    def __init__(self, cores: int, **job: Any) -> None:
+        self.asks: list[str] = []
+        self.answers = bench.answers(job, iter(lambda: self.asks.pop(), ""))
+
+    def answer(self) -> dict[str, Any]:
+        return next(self.answers)
+
+    def asked(self, question: str) -> dict[str, Any]:
+        self.asks.append(question)
+        return next(self.answers)
+
+    def close(self) -> None:
+        self.answers.close()
+
+
+def test_everything_is_measured_at_toy_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "Child", Local)
+    monkeypatch.setattr(Engine, "step", Engine.step)  # put back what the clock replaces
+    toy = ["--quick", "--repeats", "2", "--threads", "1", "--workloads", "W1", "W2", "W4"]
+    which = ["--executors", "vectorized", "no_such", "--rivals", "bench.Plain", "--parts", "rounds", "overhead"]
+    bench.study([*toy, *which, "--output-dir", str(tmp_path)])
     (folder,) = tmp_path.iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["bench.csv", "bench.png", "machine.json"]
     with (folder / "bench.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    timed = [(r["contender"], r["repeat"]) for r in rows if r["quantity"] == "round"]
-    contenders = ("vectorized", "plain", "central", "by_hand", "bench.Plain")
-    assert sorted(timed) == sorted((name, repeat) for name in contenders for repeat in "01")
-    assert all(float(row["value"]) >= 0 for row in rows)
-    assert {row["quantity"] for row in rows} >= {"peak", "overhead", "store", "imports", "help", "first round"}
-    assert "not there: no_such; there are " in done.stderr
-    for shown in ("W4: seconds a round", "to the limit", "Start-up", "Targets", "cores: "):
-        assert shown in done.stdout
+    for workload, limit in (("W1", "channels_last"), ("W2", "by_hand"), ("W4", "by_hand")):
+        timed = {(r["contender"], r["repeat"]) for r in rows if (r["workload"], r["quantity"]) == (workload, "round")}
+        contenders = ("vectorized", "plain", "central", limit, "bench.Plain")
+        assert timed == {(name, repeat) for name in contenders for repeat in "01"}
+        for quantity in ("overhead", "store", "local", "method"):
+            found = [r for r in rows if (r["workload"], r["quantity"]) == (workload, quantity)]
+            assert [r["repeat"] for r in found] == ["0", "1"]
+    assert all(float(row["value"]) > 0 for row in rows)
+    assert all(float(row["value"]) < 1 for row in rows if row["quantity"] == "overhead")
+    out, told = capsys.readouterr()
+    assert "not there: no_such; there are " in told
+    for shown in (
+        "W4: seconds a round",
+        "to the limit",
+        "W2: vectorized 1 / by_hand 1",
+        "peak memory of W4",
+        "cores: ",
+    ):
+        assert shown in out
+
+
+def test_a_contender_in_a_process_of_its_own(tmp_path: Path) -> None:
+    given(TINY["W3"], tmp_path)
+    file, workload = str(tmp_path / "given.npz"), asdict(TINY["W3"])
+    line = [*TINY["W3"].line(1), f"output_dir={tmp_path}"]
+    process = bench.Child(1, do="serve", kind="by_hand", line=None, threads=1, file=file, workload=workload)
+    cold, began = bench.Child(1, do="run", line=line, first_only=True), time.monotonic()
+    assert process.answer() == {}
+    assert 0 < process.asked("round")["seconds"] < 5
+    assert 30 < process.asked("memory")["peak"] < 2000
+    process.close()
+    found = cold.answer()
+    assert 0 < found["loading"] < found["first"] - began + 5
+    cold.close()
+    assert process.process.returncode == cold.process.returncode == 0
 
 
 def test_every_executor_can_be_a_contender() -> None:
