@@ -582,10 +582,9 @@ def targets(record: Record) -> Iterator[Target]:
             shares = record.values(workload, label, "overhead")
             yield Target(f"{workload}: {label}, share of a round outside local work", ratio(shares), limit)
     for label in record.labels("W4", "peak of a run"):
-        for smaller, limit in (("W2", 1.3),):
-            if base := record.values(smaller, label, "peak of a run"):
-                peak = record.values("W4", label, "peak of a run")
-                yield Target(f"{label}: peak memory of W4 / {smaller}", ratio(peak, base), limit)
+        if base := record.values("W2", label, "peak of a run"):
+            peak = record.values("W4", label, "peak of a run")
+            yield Target(f"{label}: peak memory of W4 / W2", ratio(peak, base), 1.3)
     for workload in WORKLOADS:
         first = record.values(workload, "hybridfl 1", "first round - loading")
         if first:
@@ -609,54 +608,52 @@ def show(record: Record, workloads: Sequence[str]) -> None:
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 120)
-    for workload in workloads:
-        labels = record.labels(workload, "round")
-        if not labels:
-            continue
-        table = Table(title=f"{workload}: seconds a round", title_justify="left")
-        for name in ("contender, threads", "median", "quartiles", "to the limit [95 %]", "peak MiB"):
-            table.add_column(name, justify="left" if name.startswith("contender") else "right")
-        for label in labels:
-            seconds = record.values(workload, label, "round")
-            low, high = np.quantile(seconds, [0.25, 0.75])
-            limit = limit_of(record, workload, label)
-            to_limit = str(ratio(seconds, record.values(workload, limit, "round"))) if limit else ""
-            peak = record.values(workload, label, "peak")[0]
-            table.add_row(label, f"{np.median(seconds):.4f}", f"{low:.4f} {high:.4f}", to_limit, f"{peak:.0f}")
-        console.print(table)
-    table = Table(title="In a whole run: of a round, medians", title_justify="left")
-    for name in ("workload", "executor, threads", "local ms", "method ms", "store ms", "outside", "peak MiB"):
-        table.add_column(name, justify="left" if name[0] in "we" else "right")
+
+    def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        shown = Table(title=title, title_justify="left")
+        for column in columns:
+            shown.add_column(column, justify="left" if column in ("what", "contender", "workload") else "right")
+        for row in rows:
+            shown.add_row(*row)
+        if shown.row_count:
+            console.print(shown)
+
+    for name in workloads:
+        columns = ("contender", "median", "quartiles", "to the limit [95 %]", "peak MiB")
+        table(f"{name}: seconds a round; contenders with their threads", columns, timed(record, name))
+    columns = ("workload", "contender", "local ms", "method ms", "store ms", "outside", "peak MiB")
+    table("Of a round in a whole run, medians", columns, overheads(record, workloads))
+    table("Start-up, seconds", ("what", "median", "least", "most"), startups(record, workloads))
+    met = [(t.text, str(t.found), f"{t.limit:.3g}", "yes" if t.met else "no") for t in targets(record)]
+    table("Targets", ("what", "found [95 %]", "at most", "met"), met)
+
+
+def timed(record: Record, workload: str) -> Iterator[tuple[str, ...]]:
+    for label in record.labels(workload, "round"):
+        seconds = record.values(workload, label, "round")
+        low, high = np.quantile(seconds, [0.25, 0.75])
+        limit = limit_of(record, workload, label)
+        to_limit = str(ratio(seconds, record.values(workload, limit, "round"))) if limit else ""
+        peak = record.values(workload, label, "peak")[0]
+        yield label, f"{np.median(seconds):.4f}", f"{low:.4f} {high:.4f}", to_limit, f"{peak:.0f}"
+
+
+def overheads(record: Record, workloads: Sequence[str]) -> Iterator[tuple[str, ...]]:
     for workload in workloads:
         for label in record.labels(workload, "overhead"):
             parts = [1e3 * statistics.median(record.values(workload, label, q)) for q in ("local", "method", "store")]
             outside = 100 * statistics.median(record.values(workload, label, "overhead"))
             peak = record.values(workload, label, "peak of a run")[0]
-            table.add_row(workload, label, *(f"{part:.2f}" for part in parts), f"{outside:.1f} %", f"{peak:.0f}")
-    if table.row_count:
-        console.print(table)
-    table = Table(title="Start-up, seconds", title_justify="left")
-    for name in ("what", "median", "least", "most"):
-        table.add_column(name, justify="left" if name == "what" else "right")
+            yield workload, label, *(f"{part:.2f}" for part in parts), f"{outside:.1f} %", f"{peak:.0f}"
+
+
+def startups(record: Record, workloads: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    rows = (("torch and hydra alone", "imports"), *(("hybridfl", q) for q in ("help", "first round", "loading")))
     for workload in workloads:
-        for who, quantity in (
-            ("torch and hydra alone 1", "imports"),
-            ("hybridfl 1", "help"),
-            ("hybridfl 1", "first round"),
-            ("hybridfl 1", "loading"),
-        ):
-            if seconds := record.values(workload, who, quantity):
+        for who, quantity in rows:
+            if seconds := record.values(workload, f"{who} 1", quantity):
                 told = (statistics.median(seconds), min(seconds), max(seconds))
-                table.add_row(f"{who[:-2]}: {quantity}", *(f"{value:.3f}" for value in told))
-    if table.row_count:
-        console.print(table)
-    table = Table(title="Targets", title_justify="left")
-    for name in ("what", "found [95 %]", "at most", "met"):
-        table.add_column(name, justify="left" if name == "what" else "right")
-    for target in targets(record):
-        table.add_row(target.text, str(target.found), f"{target.limit:.3g}", "yes" if target.met else "no")
-    if table.row_count:
-        console.print(table)
+                yield f"{who}: {quantity}", *(f"{value:.3f}" for value in told)
 
 
 def draw(record: Record, workloads: Sequence[str], file: Path) -> None:
@@ -909,8 +906,9 @@ def study(arguments: Sequence[str] | None = None) -> None:
                 # Of a long round a few are enough; two of them, the first and the last, do not count.
                 rounds = repeats + 2 if workload.net == "mlp" else min(repeats, 5) + 2
                 measure_overhead(workload, one, rounds, place, record)
-            if "startup" in chosen.parts and (workload.name == "W2" or len(workloads) == 1):
-                measure_startup(workload, 1 if chosen.quick else 5, place, record)
+        if "startup" in chosen.parts:
+            started = next((workload for workload in workloads if workload.name == "W2"), workloads[0])
+            measure_startup(started, 1 if chosen.quick else 5, place, record)
     about["load at the end"] = os.getloadavg()
     names = [workload.name for workload in workloads]
     with (folder / "bench.csv").open("w", newline="", encoding="utf-8") as file:
