@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from hybridfl.config import choices
+from hybridfl.data.dataset import Labels
 from hybridfl.engine import Engine
 from hybridfl.errors import ConfigError
 from hybridfl.rng import stream
@@ -91,6 +92,13 @@ def test_the_workloads_are_those_that_were_described() -> None:
         assert min(sizes) >= least
         assert max(sizes) == 60 if name in ("W3", "W4") else max(sizes) > 60
         assert federation.split.is_shared == (name == "W4")
+
+
+def test_clients_draw_with_replacement() -> None:
+    labels = Labels(np.zeros(10, dtype=np.int64))
+    partition = bench.WithReplacement(size=50).split(labels, 3, np.random.default_rng(0))
+    assert [len(share) for share in partition.shares] == [50] * 3
+    assert all(set(share) <= set(range(10)) for share in partition.shares)
 
 
 def test_images_are_those_of_seed_0() -> None:
