@@ -282,7 +282,7 @@ def answers(job: dict[str, Any], questions: Iterable[str]) -> Iterator[dict[str,
         yield {}
         for question in questions:
             if question.strip() == "memory":
-                yield {"peak": peak_memory()}
+                yield {"peak": own_peak() + children_memory()}
                 continue
             began = time.perf_counter()
             runner.round(number)
@@ -306,10 +306,14 @@ def made(job: dict[str, Any]) -> Runner:
     return rival
 
 
-def peak_memory() -> float:
-    """MiB: most that this process ever held, and what its worker processes hold by themselves now."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit + sum(map(_private, _descendants(os.getpid())))
+def own_peak() -> float:
+    """MiB, the most that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def children_memory() -> float:
+    """MiB that worker processes hold by themselves now, beside what they share."""
+    return sum(map(_private, _descendants(os.getpid())))
 
 
 def _descendants(pid: int) -> Iterator[int]:
@@ -329,13 +333,19 @@ def _private(pid: int) -> float:
 
 @dataclass
 class Clock:
-    """When each round of a run begins and ends, and how much of it is local work or the method's own arithmetic."""
+    """When each round of a run begins and ends, and how much of it is local work or the method's own arithmetic.
+
+    Attributes:
+        first_only: tell when the first round begins, and end the process.
+        children: MiB of worker processes after the first round.
+    """
 
     first_only: bool
     began: list[float] = field(default_factory=list)
     ended: list[float] = field(default_factory=list)
     local: list[float] = field(default_factory=list)
     method: list[float] = field(default_factory=list)
+    children: float = 0.0
 
     def attach(self) -> None:
         from hybridfl.engine import Engine
@@ -354,6 +364,8 @@ class Clock:
             self.began.append(time.perf_counter())
             found = step(engine, before)
             self.ended.append(time.perf_counter())
+            if len(self.ended) == 1:  # in the round that is not counted, as it takes a while
+                self.children = children_memory()
             return found
 
         Engine.step = timed  # type: ignore[method-assign]
@@ -404,7 +416,7 @@ def whole_run(line: Sequence[str], first_only: bool) -> dict[str, Any]:
         {"round": following - began, "store": following - ended, "local": local, "method": method}
         for began, ended, following, local, method in rounds
     ]
-    return {"rounds": found[1:], "peak": peak_memory()}
+    return {"rounds": found[1:], "peak": own_peak() + clock.children}
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
