@@ -629,7 +629,7 @@ SERVER_DATA = {
 
 @pytest.mark.parametrize("kind", SERVER_DATA)
 def test_an_interrupted_run_continues_with_the_same_numbers(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    line = (*SMALL, *SERVER_DATA[kind], "ui=none")
+    line = (*SMALL, *SERVER_DATA[kind], "ui=none", "executor=sequential")
     once = done(*line, "output_dir=once")
     assert any(row["scope"] == "global/domain=more" for row in rows(once / "metrics.csv"))
 

@@ -14,7 +14,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
-from cli_helpers import TINY, Answer, call, checkpoint_rounds, done, program, rows, said, start, status_of, tables
+from cli_helpers import TINY as ANY
+from cli_helpers import Answer, call, checkpoint_rounds, done, program, rows, said, start, status_of, tables
 
 from hybridfl import checkpoints, experiment
 from hybridfl.config import Composer, choices
@@ -23,7 +24,9 @@ from hybridfl.local import Outcome, Task, Workbench, run_task
 from hybridfl.plan import settings_of
 from hybridfl.store import StoreError
 
-LONG = (*TINY, "rounds=40", "clients.delay=4", "merging.coef.init=warm", "checkpoint_seconds=0", "ui=none")
+TINY = (*ANY, "executor=sequential")
+"""One task after the other, so that a run can be interrupted between two."""
+LONG = (*ANY, "rounds=40", "clients.delay=4", "merging.coef.init=warm", "checkpoint_seconds=0", "ui=none")
 """Feddle with late results, a state that grows, and a checkpoint after every round: about two seconds."""
 
 
