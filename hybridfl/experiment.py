@@ -118,6 +118,8 @@ class _Attempt:
             self.snapshot = engine.begin()
             checkpoints.pack(self.snapshot.state)  # a state that cannot be stored is refused before the first round
         self._open_tables(loaded[0] if loaded else 0)
+        if about := getattr(plan.settings.executor, "about", None):
+            self._log(f"executor {about(plan.federation.bench)}")
         evaluator = Evaluator(plan.federation, plan.method, plan.settings.evaluation)
         about = f"split {plan.federation.split.digest}"
         self.progress.start(_title(plan), self.rounds, self.snapshot.round, about)

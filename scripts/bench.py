@@ -324,7 +324,10 @@ def _descendants(pid: int) -> Iterator[int]:
 
 
 def _private(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (ProcessLookupError, FileNotFoundError):  # it has ended meanwhile
+        return 0.0
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 2**10
 
 

@@ -384,7 +384,7 @@ def ends(plan: Any, method: Order, rounds: int = 1) -> Any:
 
 
 def test_the_numbers_do_not_depend_on_the_order_of_jobs() -> None:
-    plan = helpers.plan(*EVERYTHING)
+    plan = helpers.plan(*EVERYTHING, "executor=sequential")
     who = [(0, ""), (1, ""), (1, "b"), (SERVER, "")]
     forward, backward = ends(plan, Order(*who)), ends(plan, Order(*reversed(who)))
     apart = ends(plan, Order(*who, apart=True))
@@ -431,7 +431,7 @@ def test_steps_see_it_and_nothing_else_does() -> None:
 
 
 def test_statistics_are_of_the_examples_themselves() -> None:
-    plan = helpers.plan(*EVERYTHING)
+    plan = helpers.plan(*EVERYTHING, "executor=sequential")
     federation = plan.federation
 
     def inputs(seen: ProbeInput) -> Tensor:

@@ -49,7 +49,7 @@ def test_dense_nets_work_in_lock_step(used: list[str]) -> None:
     executor = Auto()
     executor.run(*tasks_of())
     assert used == ["Vectorized"]
-    assert told(executor) == ["executor: vectorized, as the net is a chain of dense layers"]
+    assert executor.about(tasks_of()[0]) == "vectorized, as the net is a chain of dense layers"
     assert told(executor) == []
 
 
@@ -60,7 +60,9 @@ def test_other_nets_work_in_processes_where_it_pays(used: list[str], monkeypatch
         executor.run(*tasks_of(*CNN, participants=(0,)))
         executor.run(*tasks_of(*CNN, participants=(SERVER, 1)))
         assert used == ["Workers", "Sequential", "Sequential"]
-        assert told(executor)[0] == "executor: workers (2), as the net is not a chain of dense layers"
+        assert executor.about(tasks_of(*CNN)[0]).startswith(
+            "workers (2) in rounds that are long enough, as the net is not"
+        )
 
 
 def test_small_rounds_and_single_cores_work_alone(used: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +71,7 @@ def test_small_rounds_and_single_cores_work_alone(used: list[str], monkeypatch: 
     executor = Auto(number=1)
     executor.run(*tasks_of(*CNN))
     assert used == ["Sequential", "Sequential"]
-    assert told(executor) == ["executor: sequential, as the net is not a chain of dense layers"]
+    assert executor.about(tasks_of(*CNN)[0]) == "sequential, as the net is not a chain of dense layers"
 
 
 def test_the_number_of_cores_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,4 +111,4 @@ def test_on_a_gpu_everything_works_in_lock_step() -> None:
 
     executor._look_at(Elsewhere())  # type: ignore[arg-type]
     assert executor._for([]) is executor.lock_step
-    assert told(executor) == ["executor: vectorized, as it is on a GPU"]
+    assert executor._about == "vectorized, as it is on a GPU"

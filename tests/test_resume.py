@@ -26,7 +26,7 @@ from hybridfl.store import StoreError
 
 TINY = (*ANY, "executor=sequential")
 """One task after the other, so that a run can be interrupted between two."""
-LONG = (*ANY, "rounds=40", "clients.delay=4", "merging.coef.init=warm", "checkpoint_seconds=0", "ui=none")
+LONG = (*TINY, "rounds=40", "clients.delay=4", "merging.coef.init=warm", "checkpoint_seconds=0", "ui=none")
 """Feddle with late results, a state that grows, and a checkpoint after every round: about two seconds."""
 
 

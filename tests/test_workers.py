@@ -552,7 +552,7 @@ def test_ctrl_c_in_the_middle_of_a_round(executor: Workers, monkeypatch: pytest.
 
 
 def test_a_run_that_lost_its_workers_continues_from_its_last_round() -> None:
-    once = tables(done(*DEADLY, "output_dir=once"))
+    once = tables(done(*DEADLY, "executor=sequential", "output_dir=once"))
     Path("deadly").write_text("SIGKILL")
     answer = call("train", *DEADLY, *SHARED)
     assert answer.status == 1
@@ -571,7 +571,10 @@ def test_a_run_that_lost_its_workers_continues_from_its_last_round() -> None:
 
 def test_a_sweep_has_the_tables_of_sequential() -> None:
     line = ("-m", *TINY, "ui=none", "device=cpu", "baseline=fedavg,fedprox", "seed=0,1")
-    folders = [done(*line, "output_dir=a"), done(*line, "output_dir=b", "executor=workers", "executor.number=2")]
+    folders = [
+        done(*line, "output_dir=a", "executor=sequential"),
+        done(*line, "output_dir=b", "executor=workers", "executor.number=2"),
+    ]
     runs = [sorted((folder.parent.parent / "runs").iterdir()) for folder in folders]
     assert [path.name for path in runs[0]] == [path.name for path in runs[1]]  # the executor is no part of a run
     assert len(runs[0]) == 4
@@ -635,7 +638,7 @@ def test_nothing_stays_behind_however_the_program_is_stopped(tmp_path: Path) -> 
         assert "Traceback" not in said(tmp_path, process)
     assert set(os.listdir("/dev/shm")) <= memory
     Path("deadly").unlink()
-    once = tables(done(*line, "output_dir=once"))
+    once = tables(done(*line, "executor=sequential", "output_dir=once"))
     for number in signals:  # goes on with another number of workers
         assert tables(done(*line, "executor=workers", "executor.number=1", f"output_dir={number.name}")) == once
 
@@ -673,7 +676,7 @@ def test_a_program_of_the_users_own_runs_once_and_nothing_stays_behind() -> None
             assert (process.returncode, err) == (0, ""), out + err
     assert Path("ran.txt").read_text() == "once\n"
     a, b = (next(Path(name, "runs").iterdir()) for name in "ab")
-    assert tables(a) == tables(b) == tables(done(*alone, "output_dir=c"))
+    assert tables(a) == tables(b) == tables(done(*alone, "executor=sequential", "output_dir=c"))
     assert rows(a / "metrics.csv")
 
 

@@ -13,7 +13,8 @@ class Executor(Protocol):
 
     One that keeps something between rounds, such as processes, is a context manager too, which a run enters and leaves. One
     that suits some devices only has a function ``check(device)`` that raises ConfigError before the first round; one that has
-    something to say has ``told()``: sentences for the user about the runs since the last call.
+    something to say has ``told()``: sentences for the user about the runs since the last call; one that chooses has
+    ``about(bench)``: what it does with the run, for its log.
 
     Attributes:
         threads: threads of a CPU operation in this process.

@@ -27,16 +27,20 @@ class Auto:
     them: only the net and the kind of device do. Nothing is timed.
 
     Args:
+        threads: threads of a CPU operation; with more than one there are no worker processes.
         number: of worker processes; ``None`` is one for every core that this process may use.
         memory_mb: for clients in lock-step, see :class:`~hybridfl.executors.vectorized.Vectorized`.
     """
 
-    threads = 1
-
-    def __init__(self, number: PositiveInt | None = None, memory_mb: PositiveInt | None = None) -> None:
-        self.number = number or cores()
-        self.lock_step, self.workers, self.alone = Vectorized(memory_mb=memory_mb), Workers(number), Sequential()
+    def __init__(
+        self, threads: PositiveInt = 1, number: PositiveInt | None = None, memory_mb: PositiveInt | None = None
+    ) -> None:
+        self.threads = threads
+        self.number = (number or cores()) if threads == 1 else 1
+        self.lock_step, self.workers = Vectorized(threads, memory_mb), Workers(number)
+        self.alone = Sequential(threads)
         self._bench: Workbench | None = None
+        self._about = ""
         self._said: list[str] = []
         self._lonely = False
 
@@ -53,6 +57,12 @@ class Auto:
             self._lonely = True
             self._said.append(f"no worker processes: {error.problem}")
             return self.alone.run(bench, tasks)
+
+    def about(self, bench: Workbench) -> str:
+        """Which executor the run has, and why."""
+        if bench is not self._bench:
+            self._look_at(bench)
+        return self._about
 
     def told(self) -> list[str]:
         said, self._said = [*self._said, *self.lock_step.told()], []
@@ -73,12 +83,12 @@ class Auto:
         self._steps_together = dense or not on_cpu
         self._macs = 0 if self._steps_together else forward_macs(bench.net, bench.x[:2])
         if not on_cpu:
-            self._said.append("executor: vectorized, as it is on a GPU")
+            self._about = "vectorized, as it is on a GPU"
         elif dense:
-            self._said.append("executor: vectorized, as the net is a chain of dense layers")
+            self._about = "vectorized, as the net is a chain of dense layers"
         else:
-            several = f"workers ({self.number})" if self.number > 1 else "sequential"
-            self._said.append(f"executor: {several}, as the net is not a chain of dense layers")
+            several = f"workers ({self.number}) in rounds that are long enough" if self.number > 1 else "sequential"
+            self._about = f"{several}, as the net is not a chain of dense layers"
 
     def _for(self, tasks: Sequence[Task]) -> Executor:
         if self._steps_together:

@@ -216,6 +216,11 @@ class Pool:
         self.parcels.clear()
         self.bench = None
 
+    def __del__(self) -> None:
+        # One that nobody closed, such as that of an engine in a notebook.
+        with suppress(Exception):
+            self.close()
+
     def _share(self, bench: Workbench) -> None:
         """Put the nets and the pool of examples where workers find them."""
         if bench is not self.bench:
