@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hybridfl import __version__
 from hybridfl.errors import ConfigError, HybridflError, nearest
+from hybridfl.group import INTERRUPTED, Group, World, world_of
 
 if TYPE_CHECKING:
     from hybridfl.config import Composed
+    from hybridfl.plan import Plan
 
 OVERRIDES_HELP = """\
 Overrides are key=value, as in Hydra: rounds=10 merging.search.steps=20 client_optimizer.lr=0.05
@@ -32,8 +34,13 @@ SWEEP_HELP = """\
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit status: 0 done, 2 wrong input, 1 anything else, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return _reported(lambda: _dispatch(arguments))
+
+
+def _reported(work: Callable[[], int]) -> int:
+    """The exit status of work that may fail; why it did is said on standard error."""
     try:
-        status = _dispatch(arguments)
+        status = work()
         sys.stdout.flush()
         return status
     except HybridflError as error:
@@ -41,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_status
     except KeyboardInterrupt:
         print("hybridfl: interrupted; the same command continues where it stopped.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output, such as `head`, has gone; what Python flushes at exit must not complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -112,17 +119,19 @@ def _train(arguments: list[str]) -> int:
     chosen = parser.parse_intermixed_args(arguments)
     _find_users_modules()
     with _terminable():
+        if world := world_of(os.environ):
+            return _in_ranks(chosen, world)
         if chosen.multirun:
             return _sweep(chosen)
         return _single(chosen)
 
 
-def _composed(chosen: argparse.Namespace) -> Composed:
+def _composed(chosen: argparse.Namespace, quiet: bool = False) -> Composed:
     from hybridfl.config import Composer
 
     with Composer(chosen.config_dir) as composer:
         composed = composer.compose(chosen.overrides)
-    if composed.has_sweep:
+    if composed.has_sweep and not quiet:
         print("hybridfl: the preset brings a sweep, which only train -m runs; it is left out here.", file=sys.stderr)
     return composed
 
@@ -167,11 +176,17 @@ def _single(chosen: argparse.Namespace) -> int:
     from hybridfl.plan import make_plan
 
     plan = make_plan(composed)
-    if chosen.dry_run:
-        from hybridfl.describe import describe
+    return _described(plan) if chosen.dry_run else _done(plan)
 
-        print(describe(plan))
-        return 0
+
+def _described(plan: Plan) -> int:
+    from hybridfl.describe import describe
+
+    print(describe(plan))
+    return 0
+
+
+def _done(plan: Plan) -> int:
     from hybridfl.experiment import run
     from hybridfl.progress import make_progress
 
@@ -179,6 +194,63 @@ def _single(chosen: argparse.Namespace) -> int:
         path = run(plan, progress)
     print(f"run: {path.resolve()}")
     return 0
+
+
+def _in_ranks(chosen: argparse.Namespace, world: World) -> int:
+    """One of several processes that do a run together: rank 0 has the folder, and speaks for all of them."""
+    group = Group(world)
+
+    def work() -> int:
+        try:
+            return together()
+        except KeyboardInterrupt:
+            if group.rank == 0:
+                raise
+            raise SystemExit(INTERRUPTED) from None
+
+    def together() -> int:
+        plan, backend = group.planned(lambda: _ranked_plan(chosen, world), lambda made: _of_all_ranks(*made))
+        executor: Any = plan.settings.executor
+        with group.telling():
+            if chosen.dry_run:
+                return 0 if group.rank else _described(plan)
+            executor.join(group, plan.federation.device, backend)
+            if group.rank == 0:
+                return _done(plan)
+            from hybridfl.experiment import follow
+
+            follow(plan)
+            return 0
+
+    # What there is to say is said before the others may end, as torchrun ends all when the first has failed.
+    status = group.end(_reported(work))
+    if group.stuck:
+        os._exit(status)
+    return status
+
+
+def _ranked_plan(chosen: argparse.Namespace, world: World) -> tuple[Plan, str]:
+    """The plan, and how the ranks exchange tensors."""
+    if chosen.multirun:
+        problem = f"a sweep is work for one process, and this is one of {world.size}"
+        raise ConfigError("-m", f"{problem}; start each of its runs under torchrun, or the sweep without torchrun.")
+    composed = _composed(chosen, quiet=world.rank > 0)
+    from hybridfl.executors.ranks import Ranks
+    from hybridfl.plan import make_plan
+
+    plan = make_plan(composed)
+    executor = plan.settings.executor
+    if not isinstance(executor, Ranks):
+        name = type(executor).__name__.lower()
+        problem = (
+            f"got {name}, but this is one of {world.size} processes started together (RANK and WORLD_SIZE are set)"
+        )
+        raise ConfigError("executor", f"{problem}; nearest valid choice: ranks.")
+    return plan, executor.backend_for(plan.federation.device, plan.settings.device)
+
+
+def _of_all_ranks(plan: Plan, backend: str) -> str:
+    return f"{plan.digest} on {plan.federation.device.type} with {backend}"
 
 
 def _sweep(chosen: argparse.Namespace) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import traceback
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, fields
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import torch
 
 from hybridfl import __version__, checkpoints
 from hybridfl.costs import Costs
-from hybridfl.engine import InFlight, Record, Snapshot
+from hybridfl.engine import Engine, InFlight, Record, Snapshot
 from hybridfl.errors import HybridflError
 from hybridfl.evaluation import Evaluator, Row
+from hybridfl.executors import Executor
+from hybridfl.group import Group, RankFailed
 from hybridfl.plan import Plan
 from hybridfl.progress import Progress
 from hybridfl.runs import read_run
@@ -66,17 +69,12 @@ def run(plan: Plan, progress: Progress) -> Path:
     settings = plan.settings
     with claim(Path(settings.output_dir), plan.digest, settings.rerun, progress.note) as folder:
         if folder.done:
+            _group(plan).share(_DONE)
             progress.note(f"{_title(plan)}: already done: {read_run(folder.path).summary()}")
             return folder.path
-        threads, executor = torch.get_num_threads(), settings.executor
-        torch.set_num_threads(executor.threads)
         attempt = _Attempt(plan, folder, progress)
         try:
-            # On a GPU the fastest algorithm of the moment, or one in lower precision, would give other numbers.
-            with (
-                torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-                executor if isinstance(executor, AbstractContextManager) else nullcontext(),
-            ):
+            with _same_numbers(settings.executor.threads), _entered(settings.executor):
                 attempt.work()
         except KeyboardInterrupt:
             attempt.interrupted()
@@ -84,9 +82,65 @@ def run(plan: Plan, progress: Progress) -> Path:
         except Exception as error:
             attempt.failed(error)
             raise RunFailed(folder.path, error) from error
-        finally:
-            torch.set_num_threads(threads)
         return folder.path
+
+
+def follow(plan: Plan) -> None:
+    """The same run on a rank other than the first: all of its rounds, and nothing on disk.
+
+    Raises:
+        HybridflError: what went wrong, here or on another rank.
+        KeyboardInterrupt: it was stopped, here or there.
+    """
+    group = _group(plan)
+    snapshot = group.share()
+    if snapshot != _DONE:
+        engine = plan.engine()
+        with _same_numbers(plan.settings.executor.threads), _entered(plan.settings.executor):
+            snapshot = _begun(engine, group) if snapshot is None else snapshot
+            while snapshot.round < engine.rounds:
+                snapshot, _ = _stepped(engine, snapshot, group)
+    group.wait_for_the_first()
+
+
+_DONE = "done"
+"""What rank 0 sends in place of a checkpoint when there is nothing to do."""
+_ALONE = Group()
+
+
+def _group(plan: Plan) -> Group:
+    """The processes that do the run together."""
+    group: Group = getattr(plan.settings.executor, "group", _ALONE)
+    return group
+
+
+def _entered(executor: Executor) -> AbstractContextManager[Any]:
+    """What it keeps between rounds, such as processes, is there within the block."""
+    return executor if isinstance(executor, AbstractContextManager) else nullcontext()
+
+
+@contextmanager
+def _same_numbers(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        # On a GPU the fastest algorithm of the moment, or one in lower precision, would give other numbers.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _begun(engine: Engine, group: Group) -> Snapshot:
+    snapshot = engine.begin()
+    return group.agreed(snapshot, of=snapshot)
+
+
+def _stepped(engine: Engine, before: Snapshot, group: Group) -> tuple[Snapshot, Record]:
+    """A round, after which all ranks have the same snapshot."""
+    after, record = engine.step(before)
+    # Of the round's own time every rank has its own measure.
+    return group.agreed(after, of=replace(after, seconds=0.0)), record
 
 
 class _Attempt:
@@ -97,6 +151,7 @@ class _Attempt:
         self.rounds = plan.settings.rounds
         self.snapshot: Snapshot | None = None
         self.saved = -1
+        self.drifted = False
         self.tables: tuple[Table, ...] = ()
 
     def work(self) -> None:
@@ -105,6 +160,8 @@ class _Attempt:
         if loaded:
             self.snapshot, self.saved = unpacked(loaded[1]), loaded[0]
             self._warn_of_another_machine()
+        group = _group(plan)
+        group.share(self.snapshot)
         self._status("running", loaded[0] if loaded else 0)
         self._describe()
         engine = plan.engine()
@@ -115,19 +172,23 @@ class _Attempt:
         if self.snapshot is None:
             for note in plan.notes:
                 self._note(note)
-            self.snapshot = engine.begin()
+            self.snapshot = _begun(engine, group)
             checkpoints.pack(self.snapshot.state)  # a state that cannot be stored is refused before the first round
         self._open_tables(loaded[0] if loaded else 0)
         if about := getattr(plan.settings.executor, "about", None):
             self._log(f"executor {about(plan.federation.bench)}")
         evaluator = Evaluator(plan.federation, plan.method, plan.settings.evaluation)
         about = f"split {plan.federation.split.digest}"
+        about += f", {group.size} ranks" if group.size > 1 else ""
         self.progress.start(_title(plan), self.rounds, self.snapshot.round, about)
         last_save = time.monotonic()
         while self.snapshot.round < self.rounds:
-            after, record = engine.step(self.snapshot)
+            after, record = _stepped(engine, self.snapshot, group)
             if self.snapshot.round == 0:
                 checkpoints.pack(after.state)  # nor after it, rather than at the first checkpoint
+            if group.drifted and not self.drifted:
+                self.drifted = True
+                self._note("the ranks' numbers differ in their last digits: all of them go on with those of rank 0")
             accuracy = self._commit(after, record, evaluator)
             self.snapshot = after
             costs = after.costs
@@ -157,7 +218,8 @@ class _Attempt:
         """Keep the last complete round and say why, in the run's own folder; a full disk must not hide the first error."""
         done = self.snapshot.round if self.snapshot else 0
         reason = _reason(error)
-        detail = reason if isinstance(error, HybridflError) else traceback.format_exc()
+        told = error.detail if isinstance(error, RankFailed) else reason
+        detail = told if isinstance(error, HybridflError) else traceback.format_exc()
         try:
             self._log(f"failed: {detail}")
             self._status("failed", done, reason)
@@ -215,7 +277,8 @@ class _Attempt:
 
     def _place(self) -> dict[str, Any]:
         settings, device = self.plan.settings, self.plan.federation.device
-        executor = type(settings.executor).__name__
+        # Ranks compute what each of them would alone.
+        executor = type(getattr(settings.executor, "inner", settings.executor)).__name__
         return {
             "device": str(device),
             "torch": torch.__version__,

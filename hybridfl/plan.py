@@ -180,7 +180,9 @@ def make_plan(composed: Composed, cache: DataCache | None = None) -> Plan:
         settings.client_optimizer.schedule.check(settings.rounds)
     drawn = draw(composed, settings, cache)
     dataset = drawn.dataset
-    device, dtype = device_of(settings.device), getattr(torch, settings.dtype)
+    # One of several processes may have a device of its own.
+    own_device = getattr(settings.executor, "device", lambda name: name)
+    device, dtype = device_of(own_device(settings.device)), getattr(torch, settings.dtype)
     if check := getattr(settings.executor, "check", None):
         check(device)
     options, node = separated(composed.config["model"])
