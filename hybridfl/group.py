@@ -11,6 +11,7 @@ Nothing here imports torch before a group of several is made.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import threading
@@ -33,10 +34,12 @@ CONNECT_SECONDS = 300.0
 """How long ranks wait for each other to start."""
 TIMEOUT_SECONDS = 60.0
 """How long one may be silent, until the config says how long."""
-SLICE_SECONDS = 0.5
-"""How often one that waits looks after the others, and hears Ctrl-C."""
-PARTING_SECONDS = 15.0
-"""How long one that was interrupted waits for the others; torchrun kills after 30 s."""
+LOOK_SECONDS = 0.5
+"""How often a rank looks after the others."""
+BEAT_SECONDS = 1.0
+"""How often it shows that it is alive, or more often where the timeout is short."""
+PARTING_SECONDS = (3.0, 15.0)
+"""How long rank 0, and how long others, wait for each other after an interruption; torchrun kills after 30 s."""
 SLOWEST = 1e6
 """Bytes a second below which an exchange counts as stuck."""
 INTERRUPTED = 130
@@ -118,6 +121,7 @@ class Group:
         self.timeout = TIMEOUT_SECONDS
         self.drifted = 0
         self._turn = 0
+        self._beat = BEAT_SECONDS / 10
         self._looked = time.monotonic()
         self._gone: set[int] = set()
         self._stuck = False
@@ -162,7 +166,7 @@ class Group:
                 store.set(f"alive/{self.rank}", f"{host} {count}")
             except RuntimeError:  # the store is gone; the main thread finds out for itself
                 return
-            if self._over.wait(max(0.05, min(self.timeout / 5, 5.0))):
+            if self._over.wait(self._beat):
                 return
 
     def start(self, backend: str, home: device, timeout: float) -> None:
@@ -178,6 +182,7 @@ class Group:
         from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
         self.timeout = timeout
+        self._beat = min(timeout / 5, BEAT_SECONDS)
         self._home = home
         self.wire = home if backend == "nccl" else torch.device("cpu")
         if home.type == "cuda":
@@ -293,23 +298,25 @@ class Group:
 
     def _finish(self, works: Sequence[tuple[int, Any]], size: int) -> None:
         """Wait for transfers under way, as one that can be interrupted."""
-        deadline, pause = time.monotonic() + self.timeout + size / SLOWEST, 1e-5
+        # Later than a rank that is gone is found out for itself, and named.
+        deadline = time.monotonic() + 2 * self.timeout + 2 * LOOK_SECONDS + size / SLOWEST
         for source, work in works:
-            while not work.is_completed():
-                time.sleep(pause)
-                pause = min(2 * pause, 1e-3)
-                try:
+            try:
+                for _ in _patiently():
+                    if work.is_completed():
+                        break
                     self.look()
                     if time.monotonic() > deadline:
-                        raise RanksLost(f"what {self.name(source)} sends does not arrive.", [source])
-                except BaseException:
-                    self._stuck = True  # transfers under way would hold up the end of the process
-                    raise
+                        raise HybridflError(f"what {self.name(source)} sends to all others does not arrive.")
+            except BaseException:
+                self._stuck = True  # transfers under way would hold up the end of the process
+                raise
             try:
                 work.wait()
             except RuntimeError as error:
-                self._await([], grace=1.0)  # the other's own reason, if it has one to tell
-                raise RanksLost(f"the exchange with {self.name(source)} broke: {_line(error)}", [source]) from error
+                # First the other's own reason, or which of them is silent.
+                self._await([], self.timeout + 2 * LOOK_SECONDS)
+                raise HybridflError(f"what {self.name(source)} sends was cut off: {_line(error)}") from error
 
     def share(self, value: Any = None) -> Any:
         """Rank 0's value on all ranks."""
@@ -349,7 +356,7 @@ class Group:
             KeyboardInterrupt: one was interrupted.
             RanksLost: one has been silent for too long.
         """
-        if self.size == 1 or time.monotonic() - self._looked < SLICE_SECONDS:
+        if self.size == 1 or time.monotonic() - self._looked < LOOK_SECONDS:
             return
         self._looked = time.monotonic()
         with self._asked():
@@ -381,18 +388,13 @@ class Group:
             silent = max(now - self._seen[rank].at for rank in lost)
             raise RanksLost(f"no sign of life from {names} for {silent:.0f} s (executor.timeout_seconds).", lost)
 
-    def _await(self, keys: list[str], grace: float | None = None) -> None:
-        """Wait until all keys are at the store, or with ``grace`` so many seconds; meanwhile look after the others."""
-        end = None if grace is None else time.monotonic() + grace
-        while end is None or time.monotonic() < end:
-            try:
-                if keys:
-                    self._store.wait(keys, timedelta(seconds=SLICE_SECONDS))
+    def _await(self, keys: list[str], grace: float = math.inf) -> None:
+        """Wait until all keys are at the store, or so many seconds; meanwhile look after the others."""
+        for _ in _patiently(grace):
+            with self._asked():
+                # Not the store's own wait, which Ctrl-C cannot end.
+                if keys and self._store.check(keys):
                     return
-                time.sleep(SLICE_SECONDS / 2)
-            except RuntimeError as error:
-                if not _is_timeout(error):
-                    raise self._without_store(error) from error
             self.look()
 
     @contextmanager
@@ -448,7 +450,7 @@ class Group:
             return status
         others = [rank for rank in range(self.size) if rank != 0]
         # After an interruption torchrun waits no longer than that.
-        limit = PARTING_SECONDS if status == INTERRUPTED else None
+        limit = PARTING_SECONDS[self.rank > 0] if status == INTERRUPTED else math.inf
         with suppress(HybridflError, KeyboardInterrupt, RuntimeError):
             if self.rank == 0:
                 self._store.set("ended/0", str(status))
@@ -470,26 +472,23 @@ class Group:
         """Whether transfers are under way that nobody will finish; the process can only be ended at once."""
         return self._stuck
 
-    def _part(self, keys: list[str], limit: float | None) -> None:
-        end = None if limit is None else time.monotonic() + limit
-        waiting = [key for key in keys if int(key.rpartition("/")[2]) not in self._gone]
-        while waiting and (end is None or time.monotonic() < end):
-            try:
-                self._store.wait(waiting, timedelta(seconds=SLICE_SECONDS))
+    def _part(self, keys: list[str], limit: float) -> None:
+        """Wait for those of the ranks' keys that can still come."""
+        for _ in _patiently(limit):
+            waiting = [key for key in keys if int(key.rpartition("/")[2]) not in self._gone]
+            if not waiting or self._store.check(waiting):
                 return
-            except RuntimeError as error:
-                if not _is_timeout(error):
-                    return
-            try:
+            with suppress(RanksLost):
                 self._look_for_life()
-            except RanksLost:
-                waiting = [key for key in waiting if int(key.rpartition("/")[2]) not in self._gone]
 
 
-def _is_timeout(error: RuntimeError) -> bool:
-    import torch.distributed as dist
-
-    return isinstance(error, dist.DistStoreError)
+def _patiently(limit: float = math.inf) -> Iterator[None]:
+    """Again and again for so many seconds, at once at first and then every few hundredths of a second."""
+    end, pause = time.monotonic() + limit, 1e-5
+    while time.monotonic() < end:
+        yield
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.02)
 
 
 def _line(error: BaseException) -> str:

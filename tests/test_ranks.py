@@ -1,0 +1,540 @@
+"""Several processes that do one run: the numbers of one process, errors said once, and ranks that are lost."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import helpers
+import pytest
+import torch
+from cli_helpers import SMALL_DATA, TINY, call, checkpoint_rounds, done, rows, status_of, tables
+
+from hybridfl import parcels
+from hybridfl.cli import main
+from hybridfl.engine import task_of
+from hybridfl.errors import ConfigError
+from hybridfl.executors.ranks import Ranks, shared_out
+from hybridfl.executors.vectorized import Vectorized
+from hybridfl.group import Group, World, world_of
+from hybridfl.local import TRAINING_PASSES
+from hybridfl.probes import mean_loss
+from hybridfl.types import SERVER, Job, Model
+
+LONG = (*TINY, "rounds=400", "baseline=fedavg", "checkpoint_seconds=0", "ui=none")
+"""A run that is not done before something happens to it."""
+FEDAVG = tuple(text for text in TINY if not text.startswith("merging."))
+
+ODD = """
+import os, time
+from dataclasses import replace
+import torch
+from hybridfl.local import cross_entropy
+from hybridfl.methods.fedavg import FedAvg
+from hybridfl.types import Model
+
+RANK = int(os.environ.get("RANK", 0))
+
+def faulty(apply, theta, params, batch, ctx):
+    if "WORLD_SIZE" in os.environ:
+        raise ArithmeticError("out of luck")
+    return cross_entropy(apply, theta, params, batch, ctx)
+
+class Odd(FedAvg):
+    \"\"\"FedAvg that does something else on rank 1 in the third round.\"\"\"
+
+    def __init__(self, how: str = "drift"):
+        self.how = how
+
+    def round(self, state, now):
+        here = RANK == 1 and now.index == 2
+        inside = super().round(state, now)
+        jobs = next(inside)
+        if self.how == "task" and now.index == 2:
+            jobs = [replace(job, loss=faulty) if job.participant == max(now.clients) else job for job in jobs]
+        if self.how == "jobs" and here:
+            jobs = jobs[:1]
+        if self.how == "method" and here:
+            raise ValueError("no idea")
+        if self.how == "sleep" and here:
+            open("asleep", "w").close()
+            time.sleep(60)
+        results = yield jobs
+        try:
+            inside.send(results)
+        except StopIteration as stop:
+            state = stop.value
+        if self.how == "drift" and RANK:
+            model = state["global"]
+            last = {n: torch.nextafter(t, torch.full_like(t, RANK)) for n, t in model.params.items()}
+            state = state | {"global": Model(last, model.buffers)}
+        return state
+"""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@dataclass
+class Launched:
+    """Ranks under way, in processes forked from one that has imported torch already."""
+
+    cwd: Path
+    ranks: list[ForkServerProcess]
+
+    def join(self, seconds: float = 60) -> list[int | None]:
+        """The exit statuses; whoever is left after this time is killed, and the test fails."""
+        deadline = time.monotonic() + seconds
+        for process in self.ranks:
+            process.join(max(0.0, deadline - time.monotonic()))
+        late = [process for process in self.ranks if process.is_alive()]
+        for process in late:
+            process.kill()
+            process.join()
+        assert not late, [self.said(rank) for rank in range(len(self.ranks))]
+        return [process.exitcode for process in self.ranks]
+
+    def said(self, rank: int) -> str:
+        file = self.cwd / f"said-{self.ranks[rank].pid}.txt"
+        return file.read_text() if file.exists() else ""
+
+    def signal(self, rank: int, number: signal.Signals) -> None:
+        pid = self.ranks[rank].pid
+        assert pid is not None
+        os.kill(pid, number)
+
+    def until(self, file: str) -> None:
+        """Waits for a file below the folder, but not for ranks that have ended."""
+        deadline = time.monotonic() + 60
+        while not list(self.cwd.glob(file)):
+            assert time.monotonic() < deadline
+            assert all(process.is_alive() for process in self.ranks), [self.said(0), self.said(1)]
+            time.sleep(0.005)
+
+
+def _child(cwd: str, arguments: Sequence[str], environment: dict[str, str]) -> None:
+    os.chdir(cwd)
+    os.environ.update(environment)
+    output = os.open(f"said-{os.getpid()}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    status = main(list(arguments))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def launch(cwd: Path, *arguments: str, ranks: int = 2, own: Sequence[Sequence[str]] = ()) -> Launched:
+    """``hybridfl ARGUMENTS`` in so many ranks; ``own`` are further arguments of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hydra", "hybridfl.sweep", "hybridfl.compare", "cli_helpers"])
+    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = []
+    for rank in range(ranks):
+        line = [*arguments, *(own[rank] if own else ())]
+        process = context.Process(
+            target=_child, args=(str(cwd), line, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        )
+        process.start()
+        processes.append(process)
+    return Launched(cwd, processes)
+
+
+def done_in_ranks(cwd: Path, *arguments: str, ranks: int = 2) -> Path:
+    """The folder of a run that must succeed, of which only rank 0 speaks."""
+    launched = launch(cwd, "train", *arguments, "executor=ranks", ranks=ranks)
+    assert launched.join() == [0] * ranks, [launched.said(rank) for rank in range(ranks)]
+    assert [launched.said(rank) for rank in range(1, ranks)] == [""] * (ranks - 1)
+    return Path(launched.said(0).splitlines()[-1].removeprefix("run: "))
+
+
+def odd(how: str) -> list[str]:
+    """Overrides of a run with a method that is odd."""
+    Path("odd.py").write_text(ODD)
+    Path("conf/baseline").mkdir(parents=True, exist_ok=True)
+    Path("conf/baseline/odd.yaml").write_text("# Odd\n_target_: odd.Odd\nhow: drift\n")
+    return ["--config-dir", "conf", *FEDAVG, "baseline=odd", f"baseline.how={how}", "clients.per_round=4"]
+
+
+# -- the same numbers -------------------------------------------------------------------------------------------------
+
+RUNS = {
+    "feddle": [*TINY, "clients.delay=3", "merging.coef.init=warm", "clients.random_updates=0.3"],
+    "optimal_averaging": [*FEDAVG, "merging=optimal_averaging", "dtype=float64", "clients.per_round=4"],
+    "split_mix": [*FEDAVG, "merging=split_mix", "clients.per_round=4", "dtype=float64"],
+    "lorm": [*FEDAVG, "merging=lorm", "dataset.classes=4", "tasks.number=2", "clients.dropout=0.2"],
+    "dimat": [*FEDAVG, "merging=dimat", "topology=ring", "initial=different", "start=solo", "start_steps=3"],
+    "server_only": [*FEDAVG, "baseline=server_only", "baseline.momentum=0.9", "dtype=float64"],
+    "batch_norm": [
+        *(text for text in FEDAVG if not text.startswith("model.")),
+        *("baseline=fedbuff", "model=resnet20", "model.norm=batch", "model.batch_norm=local", "model.width=0.25"),
+        *("dataset.shape=[1,8,8]", "client_optimizer.steps=2", "clients.concurrency=3", "dtype=float64", "rounds=3"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_tables_are_those_of_one_process(tmp_path: Path, name: str) -> None:
+    alone = done(*RUNS[name], "output_dir=alone")
+    run = done_in_ranks(tmp_path, *RUNS[name], ranks=3 if name == "lorm" else 2)
+    assert run.name == alone.name
+    assert tables(run) == tables(alone)
+    assert "in their last digits" not in (run / "log.txt").read_text()
+
+
+def test_ranks_in_lock_step(tmp_path: Path) -> None:
+    line = [*FEDAVG, "baseline=fedprox", "clients.per_round=5", "dtype=float64"]
+    alone = done(*line, "output_dir=alone")
+    run = done_in_ranks(tmp_path, *line, "executor@executor.inner=vectorized")
+    assert status_of(run)["executor"] == "Vectorized"
+    pairs = list(zip(rows(run / "metrics.csv"), rows(alone / "metrics.csv"), strict=True))
+    assert len(pairs) >= 12
+    for one, other in pairs:
+        assert one["scope"] == other["scope"]
+        assert float(one["loss"]) == pytest.approx(float(other["loss"]), abs=1e-10)
+
+
+def test_a_run_that_is_done_is_not_done_again(tmp_path: Path) -> None:
+    run = done(*TINY)
+    launched = launch(tmp_path, "train", *TINY, "executor=ranks")
+    assert launched.join() == [0, 0]
+    assert "already done" in launched.said(0)
+    assert launched.said(0).splitlines()[-1] == f"run: {run}"
+    assert launched.said(1) == ""
+
+
+def test_last_digits_that_differ_between_ranks_are_those_of_the_first(tmp_path: Path) -> None:
+    line = odd("drift")
+    alone = done(*line, "output_dir=alone")
+    run = done_in_ranks(tmp_path, *line)
+    assert tables(run) == tables(alone)
+    assert (run / "log.txt").read_text().count("differ in their last digits") == 1
+
+
+def test_a_dry_run_is_told_once(tmp_path: Path) -> None:
+    launched = launch(tmp_path, "train", "--dry-run", *TINY, "executor=ranks")
+    assert launched.join() == [0, 0]
+    assert launched.said(0).count("checked: it can start") == 1
+    assert launched.said(1) == ""
+    assert not Path("outputs").exists()
+
+
+# -- wrong input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (["executor=ranks", "clients.nummer=3"], "clients.nummer: unknown key. Did you mean 'clients.number'?"),
+        (["executor=sequential"], "executor: got sequential, but this is one of 2 processes started together"),
+        (["-m", "seed=0,1", "executor=ranks"], "-m: a sweep is work for one process, and this is one of 2"),
+        (["executor=ranks", "executor.backend=nccl"], "executor.backend: got nccl, which needs a GPU for every rank"),
+    ],
+)
+def test_wrong_input_is_said_once(tmp_path: Path, line: list[str], told: str) -> None:
+    launched = launch(tmp_path, "train", *SMALL_DATA, "device=cpu", *line)
+    assert launched.join() == [2, 2]
+    assert launched.said(0).startswith(f"hybridfl: {told}")
+    assert len(launched.said(0).splitlines()) == 1
+    assert launched.said(1) == ""
+
+
+def test_what_is_wrong_on_one_rank_alone(tmp_path: Path) -> None:
+    launched = launch(tmp_path, "train", *TINY, "executor=ranks", ranks=3, own=[[], ["rounds=0"], []])
+    assert launched.join() == [2, 2, 2]
+    host = socket.gethostname()
+    assert launched.said(1).startswith(f"hybridfl: rank 1 of 3 ({host}): rounds: got 0: must be at least 1")
+    assert launched.said(0) == launched.said(2) == ""
+
+
+def test_ranks_of_different_runs(tmp_path: Path) -> None:
+    launched = launch(tmp_path, "train", *TINY, "executor=ranks", own=[["seed=0"], ["seed=1"]])
+    assert launched.join() == [2, 2]
+    assert launched.said(0).startswith("hybridfl: rank 0 has the run ")
+    assert "their configs, data, devices or versions of the code differ." in launched.said(0)
+    assert launched.said(1) == ""
+    assert not Path("outputs").exists()
+
+
+def test_the_environment() -> None:
+    whole = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "one", "MASTER_PORT": "29500"}
+    assert world_of(whole) == World(3, 8, 1, "one", 29500)
+    assert world_of({}) is None
+    assert world_of(whole | {"WORLD_SIZE": "1"}) is None
+    for key, value in (("MASTER_ADDR", None), ("RANK", "first"), ("MASTER_PORT", "")):
+        broken = {k: v for k, v in (whole | {key: value}).items() if v is not None}
+        with pytest.raises(ConfigError, match="start with torchrun, or unset RANK and WORLD_SIZE"):
+            world_of(broken)
+
+
+def test_ranks_within_ranks() -> None:
+    answer = call("train", *TINY, "executor=ranks", "executor@executor.inner=ranks")
+    assert answer.status == 2
+    assert answer.err.startswith("hybridfl: executor.inner: got ranks within ranks;")
+
+
+def test_every_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"WORLD_SIZE": "4", "MASTER_ADDR": "one", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    found = {}
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        if rank < 2:
+            found[rank] = [Ranks().device(name) for name in ("auto", "cuda", "cpu", "cuda:0")]
+            continue
+        with pytest.raises(ConfigError, match="this machine has 2 GPUs and at least 3 ranks"):
+            Ranks().device("cuda")
+    assert found == {0: ["cuda", "cuda", "cpu", "cuda:0"], 1: ["cuda:1", "cuda:1", "cpu", "cuda:0"]}
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    gpu = torch.device("cuda:1")
+    assert [Ranks().backend_for(gpu, name) for name in ("auto", "cuda", "cuda:1")] == ["nccl", "nccl", "gloo"]
+    assert Ranks(backend="gloo").backend_for(gpu, "cuda") == "gloo"
+    assert Ranks().backend_for(torch.device("cpu"), "auto") == "gloo"
+
+
+# -- faults -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["task", "method", "jobs"])
+def test_a_rank_that_fails_ends_all_of_them_with_its_reason(tmp_path: Path, how: str) -> None:
+    line = odd(how)
+    launched = launch(tmp_path, "train", *line, "executor=ranks")
+    assert launched.join(30) == [1, 1], [launched.said(0), launched.said(1)]
+    assert launched.said(1) == ""
+    (told,) = [text for text in launched.said(0).splitlines() if text.startswith("hybridfl: ")]
+    (run,) = Path("outputs/runs").iterdir()
+    log = (run / "log.txt").read_text()
+    if how == "task":
+        client = max(_clients_of_round(line, 2))
+        where = f"of 2 ({socket.gethostname()}), client {client} in round 3"
+        assert told.endswith(f"{where}: ArithmeticError: out of luck")
+        assert f"{where}: Traceback" in log
+    elif how == "method":
+        assert "ValueError: no idea" in told
+        assert 'raise ValueError("no idea")' in log
+    else:
+        assert "the method decides by something that is not the same everywhere" in told
+    assert "Traceback" not in launched.said(0)
+    assert (status_of(run)["status"], status_of(run)["round"]) == ("failed", 2)
+    assert checkpoint_rounds(run) == [2]
+    if how != "task":
+        return
+    assert done(*line) == run.resolve()
+    assert tables(run) == tables(done(*line, "output_dir=once"))
+
+
+def _clients_of_round(line: list[str], index: int) -> list[int]:
+    """Who takes part, which is the same for every method."""
+    overrides = [text for text in line[2:] if not text.startswith("baseline")]
+    plan = helpers.plan(*(text for text in overrides if text.split("=")[0] != "ui"), "baseline=fedavg")
+    return [arrival.client for arrival in plan.engine().schedule.born(index)]
+
+
+def test_ranks_that_are_stopped_continue_in_other_numbers(tmp_path: Path) -> None:
+    line = [*LONG, "rounds=60"]
+    for rank in (1, 0):
+        launched = launch(tmp_path, "train", *line, "executor=ranks")
+        launched.until(
+            "outputs/runs/*/checkpoints/round-*.pt" if rank else "outputs/runs/*/checkpoints/round-00001*.pt"
+        )
+        launched.signal(rank, signal.SIGTERM)
+        assert launched.join(30) == [130, 130], [launched.said(0), launched.said(1)]
+        told = "hybridfl: interrupted; the same command continues where it stopped."
+        assert launched.said(0).splitlines()[-1] == told
+        assert launched.said(1) == ""
+        (run,) = Path("outputs/runs").iterdir()
+        state = status_of(run)
+        assert state["status"] == "interrupted"
+        assert 0 < state["round"] < 60
+        assert checkpoint_rounds(run)[-1] == state["round"]
+    assert done_in_ranks(tmp_path, *line, ranks=3) == run.resolve()
+    assert tables(run) == tables(done(*line, "output_dir=once"))
+    assert (run / "log.txt").read_text().count("continues after round") == 2
+
+
+@pytest.mark.parametrize(("rank", "number"), [(1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGKILL)])
+def test_a_rank_that_is_lost(tmp_path: Path, rank: int, number: signal.Signals) -> None:
+    launched = launch(tmp_path, "train", *LONG, "executor=ranks", "executor.timeout_seconds=1")
+    launched.until("outputs/runs/*/checkpoints/round-000003-*.pt")
+    launched.signal(rank, number)
+    other = 1 - rank
+    launched.ranks[other].join(20)
+    assert launched.ranks[other].exitcode == 1, launched.said(other)
+    if number == signal.SIGSTOP:
+        launched.signal(rank, signal.SIGKILL)
+    launched.join(5)
+    told = launched.said(other).splitlines()[-1]
+    if rank == 0:
+        assert told.startswith("hybridfl: the process where the 2 ranks meet is gone"), launched.said(other)
+    else:
+        assert told.startswith("hybridfl: ")
+        assert f"rank 1 of 2 ({socket.gethostname()})" in told
+        (run,) = Path("outputs/runs").iterdir()
+        assert status_of(run)["status"] == "failed"
+        assert checkpoint_rounds(run)[-1] == status_of(run)["round"]
+
+
+def test_a_rank_that_is_asleep_is_alive(tmp_path: Path) -> None:
+    launched = launch(tmp_path, "train", *odd("sleep"), "executor=ranks", "executor.timeout_seconds=0.5")
+    launched.until("asleep")
+    time.sleep(2)
+    assert all(process.is_alive() for process in launched.ranks)
+    launched.signal(0, signal.SIGINT)
+    launched.ranks[0].join(0.5)
+    launched.signal(1, signal.SIGINT)
+    assert launched.join(20) == [130, 130]
+
+
+def children(pid: int) -> list[int]:
+    """Of a process, by their numbers."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1] if folder.name.isdigit() else ""
+        except OSError:
+            continue
+        found += [int(folder.name)] if parent == str(pid) else []
+    return sorted(found)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_torchrun_and_a_rank_that_is_killed(tmp_path: Path) -> None:
+    line = [*LONG, "rounds=100"]
+    root = str(Path(main.__code__.co_filename).parent.parent)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    agent = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+            *("-m", "hybridfl", "train", *line, "executor=ranks"),
+        ],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("outputs/runs/*/checkpoints/round-*.pt")):
+        assert agent.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    ranks = children(agent.pid)
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    told, _ = agent.communicate(timeout=60)
+    assert agent.returncode != 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    assert told.count("hybridfl: interrupted; the same command continues where it stopped.") == 1, told
+    (run,) = Path("outputs/runs").iterdir()
+    assert status_of(run)["status"] == "interrupted"
+    assert checkpoint_rounds(run)[-1] == status_of(run)["round"] < 100
+    assert done(*line) == run.resolve()
+    assert tables(run) == tables(done(*line, "output_dir=once"))
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_tasks_are_shared_out_by_their_work() -> None:
+    federation = helpers.plan("baseline=fedavg", "clients.number=6", "partitioning.alpha=0.3").federation
+    start = federation.fresh_model()
+    jobs = [Job(k, start, steps=steps) for k, steps in enumerate([10, 1, 1, 5, 4, 1])]
+    jobs += [Job(SERVER, start, steps=0, probes={"loss": mean_loss})]
+    tasks = [task_of(federation, job, 0, 3, 0) for job in jobs]
+    examples = [len(task.rows) for task in tasks]
+    costs = [TRAINING_PASSES * job.steps * min(8, n) for job, n in zip(jobs[:6], examples, strict=False)] + [
+        examples[6]
+    ]
+    shares = shared_out(tasks, 2)
+    assert sorted(shares[0] + shares[1]) == list(range(7))
+    assert all(share == sorted(share) for share in shares)
+    loads = [sum(costs[i] for i in share) for share in shares]
+    # Whoever ends last had the least to do before its last task.
+    assert abs(loads[0] - loads[1]) <= max(costs)
+    assert max(loads) <= sum(costs) / 2 + max(costs) / 2
+    assert shared_out(tasks[:1], 3) == [[0], [], []]
+    assert shared_out([], 2) == [[], []]
+
+
+def test_a_parcel_holds_what_was_packed() -> None:
+    shared, known = torch.arange(6.0).view(2, 3), torch.ones(3)
+    value = {
+        "images": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "turned": torch.randn(3, 4, dtype=torch.float64).t(),
+        "piece": torch.arange(10)[::3],
+        "twice": [shared, shared],
+        "model": Model({"w": shared, "k": known}, {"n": torch.tensor(3)}),
+        "kinds": [torch.tensor([True, False]), torch.zeros(0), torch.ones(2, dtype=torch.bfloat16)],
+        "grad": torch.ones(2, requires_grad=True),
+        "loss": float("nan"),
+        3: (None, "text", 2**70),
+    }
+    cpu = torch.device("cpu")
+    parcel = parcels.pack(value, cpu, [shared.clone(), known])
+    mine = torch.full((3,), 7.0)
+    found = parcels.unpack(parcel, cpu, [torch.zeros(1), mine])
+    assert found["twice"][0] is found["twice"][1] is found["model"].params["w"]
+    assert found["model"].params["k"] is mine
+    assert found["images"].stride() == value["images"].stride()
+    assert found["turned"].stride() == value["turned"].stride()
+    assert not found["grad"].requires_grad
+    assert isinstance(found["model"], Model)
+    assert found.pop("loss") != value.pop("loss")
+    found["model"].params["k"] = known
+    assert helpers.identical(found, value)
+    parcel.zero_()
+    assert torch.equal(found["twice"][0], shared)  # in memory of its own
+
+
+def test_a_checksum_sees_the_last_bit() -> None:
+    tensor = torch.randn(4, 5, dtype=torch.float64)
+    value = {"a": [tensor, 1.5], "m": Model({"w": tensor.t()}, {})}
+    first = parcels.checksum(value)
+    assert first == parcels.checksum({"a": [tensor.clone(), 1.5], "m": Model({"w": tensor.t().clone()}, {})})
+    nudged = tensor.clone()
+    nudged[2, 3] = torch.nextafter(nudged[2, 3], torch.tensor(9.0, dtype=torch.float64))
+    others = [
+        {"a": [nudged, 1.5], "m": Model({"w": tensor.t()}, {})},
+        {"a": [tensor, 1.5 + 2**-52], "m": Model({"w": tensor.t()}, {})},
+        {"a": [tensor, 1.5], "m": Model({"w": tensor.t().reshape(4, 5)}, {})},
+        {"b": [tensor, 1.5], "m": Model({"w": tensor.t()}, {})},
+        {"a": [tensor], "m": Model({"w": tensor.t()}, {})},
+    ]
+    assert len({first, *map(parcels.checksum, others)}) == 6
+
+
+def test_a_process_by_itself_has_nothing_to_exchange() -> None:
+    group, value = Group(), object()
+    assert group.gather("x", 3) == [3]
+    assert group.share(value) is value
+    assert group.agreed(value, of=object()) is value
+    group.look()
+    assert group.end(3) == 3
+    with pytest.raises(ValueError), group.telling():
+        raise ValueError
+    assert Ranks(inner=Vectorized(threads=2)).threads == 2
+
+
+def test_what_is_stored_is_what_was_typed(tmp_path: Path) -> None:
+    run = done(*TINY, "executor=ranks", "rounds=1")
+    assert json.loads((run / "status.json").read_text())["executor"] == "Sequential"
+    shutil.rmtree(run)
+    assert done(*TINY, "rounds=1") == run
