@@ -124,7 +124,7 @@ class Group:
         self._beat = BEAT_SECONDS / 10
         self._looked = time.monotonic()
         self._gone: set[int] = set()
-        self._stuck = False
+        self._stuck = self._storeless = False
         self._home: device | None = None
         if world is not None:
             self._connect(world)
@@ -407,6 +407,7 @@ class Group:
 
     def _without_store(self, error: Exception) -> RanksLost:
         self._gone.add(0)
+        self._storeless = True
         return RanksLost(f"the process where the {self.size} ranks meet is gone: {_line(error)}", [0])
 
     # -- ending together ----------------------------------------------------------------------------------------------
@@ -435,8 +436,9 @@ class Group:
         text = str(error) if isinstance(error, HybridflError) else f"{type(error).__name__}: {error}"
         detail = getattr(error, "detail", "") or "".join(traceback.format_exception(error))
         told = {"rank": self.rank, "status": status, "text": text, "detail": detail}
-        with suppress(RuntimeError):
-            self._store.compare_set("failed", "", json.dumps(told))
+        if not self._storeless:
+            with suppress(RuntimeError):
+                self._store.compare_set("failed", "", json.dumps(told))
         return status
 
     def wait_for_the_first(self) -> None:
@@ -446,7 +448,7 @@ class Group:
 
     def end(self, status: int) -> int:
         """Part from the others, rank 0 last: it may hold the store. All ranks' exit status is rank 0's."""
-        if self.size == 1:
+        if self.size == 1 or self._storeless:
             return status
         others = [rank for rank in range(self.size) if rank != 0]
         # After an interruption torchrun waits no longer than that.
