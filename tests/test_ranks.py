@@ -209,7 +209,7 @@ def test_the_tables_are_those_of_one_process(tmp_path: Path) -> None:
     lines = [["train", *line, "executor=ranks", f"output_dir={name}"] for name, line in RUNS.items()]
     # One launch for all, as starting takes longer than running.
     launched = launch_lines(tmp_path, [lines, lines])
-    alone = {name: done(*line) for name, line in RUNS.items()}
+    alone = {name: done(*line, "executor=sequential") for name, line in RUNS.items()}
     assert launched.join(120) == [0, 0], launched.said(0)
     assert launched.said(0).count("run: ") == len(RUNS)
     assert launched.said(1) == ""
@@ -221,7 +221,7 @@ def test_the_tables_are_those_of_one_process(tmp_path: Path) -> None:
 
 def test_ranks_in_lock_step(tmp_path: Path) -> None:
     line = [*FEDAVG, "baseline=fedprox", "clients.per_round=5", "dtype=float64"]
-    alone = done(*line, "output_dir=alone")
+    alone = done(*line, "executor=sequential", "output_dir=alone")
     run = done_in_ranks(tmp_path, *line, "executor@executor.inner=vectorized")
     assert status_of(run)["executor"] == "Vectorized"
     pairs = list(zip(rows(run / "metrics.csv"), rows(alone / "metrics.csv"), strict=True))
@@ -242,7 +242,7 @@ def test_a_run_that_is_done_is_not_done_again(tmp_path: Path) -> None:
 
 def test_last_digits_that_differ_between_ranks_are_those_of_the_first(tmp_path: Path) -> None:
     line = odd("drift")
-    alone = done(*line, "output_dir=alone")
+    alone = done(*line, "executor=sequential", "output_dir=alone")
     run = done_in_ranks(tmp_path, *line)
     assert tables(run) == tables(alone)
     assert (run / "log.txt").read_text().count("differ in their last digits") == 1
@@ -359,8 +359,8 @@ def test_a_rank_that_fails_ends_all_of_them_with_its_reason(tmp_path: Path, how:
     assert checkpoint_rounds(run) == [2]
     if how != "task":
         return
-    assert done(*line) == run.resolve()
-    assert tables(run) == tables(done(*line, "output_dir=once"))
+    assert done(*line, "executor=sequential") == run.resolve()
+    assert tables(run) == tables(done(*line, "executor=sequential", "output_dir=once"))
 
 
 def _clients_of_round(line: list[str], index: int) -> list[int]:
@@ -388,7 +388,7 @@ def test_ranks_that_are_stopped_continue_in_other_numbers(tmp_path: Path) -> Non
         assert 0 < state["round"] < 40
         assert checkpoint_rounds(run)[-1] == state["round"]
     assert done_in_ranks(tmp_path, *line, ranks=3) == run.resolve()
-    assert tables(run) == tables(done(*line, "output_dir=once"))
+    assert tables(run) == tables(done(*line, "executor=sequential", "output_dir=once"))
     assert (run / "log.txt").read_text().count("continues after round") == 2
 
 
@@ -466,8 +466,8 @@ def test_torchrun_and_a_rank_that_is_killed(tmp_path: Path) -> None:
     (run,) = Path("outputs/runs").iterdir()
     assert status_of(run)["status"] == "interrupted"
     assert checkpoint_rounds(run)[-1] == status_of(run)["round"] < 100
-    assert done(*line) == run.resolve()
-    assert tables(run) == tables(done(*line, "output_dir=once"))
+    assert done(*line, "executor=sequential") == run.resolve()
+    assert tables(run) == tables(done(*line, "executor=sequential", "output_dir=once"))
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
