@@ -295,7 +295,7 @@ class _Turn:
 
     def sound(self, job: Job, outcome: Outcome) -> Result | None:
         """The result if it is finite; otherwise it is dropped and said so."""
-        if _finite(job, outcome.result):
+        if _finite(job, outcome):
             return outcome.result
         self.bad = True
         self.notes.append(
@@ -310,9 +310,10 @@ class _Turn:
         parcels: dict[tuple[int, int], list[Job]] = defaultdict(list)
         for job in jobs:
             parcels[(SERVER if job.source is None else job.source, job.participant)].append(job)
+        sizes: dict[int, int] = {}
         for (sender, receiver), parcel in parcels.items():
             if sender != receiver:
-                self.costs = self.costs.plus(**{_channel(sender, receiver): sent(*parcel, kept=names)})
+                self.costs = self.costs.plus(**{_channel(sender, receiver): _size(parcel, names, sizes)})
         outcomes = self.engine.executor.run(self.federation.bench, tasks)
         self.notes += [f"round {self.index + 1}: {text}" for text in told(self.engine.executor)]
         if names:
@@ -334,7 +335,7 @@ class _Turn:
         if job.participant == SERVER:
             return outcome
         names, result = self.federation.kept_names, outcome.result
-        if not _finite(job, result):
+        if not _finite(job, outcome):
             return outcome  # not to be used, nor to start from again
         if not job.is_measurement:
             self.kept = keeping(self.kept, job.participant, job.tag, picked(result.model, names))
@@ -400,9 +401,21 @@ def task_of(federation: Federation, job: Job, round: int, rounds: int, occurrenc
     return Task(job, work, steps, rows, round, rounds, shuffle, seed, federation.augment, noise, classes)
 
 
-def _finite(job: Job, result: Result) -> bool:
+def _size(parcel: list[Job], kept: frozenset[str], known: dict[int, int]) -> int:
+    """Bytes of what a participant is sent; that of a model alone, which most often all are sent, is reckoned once."""
+    job = parcel[0]
+    if len(parcel) > 1 or job.source is None or job.frozen or job.ctx or job.optimizer_state:
+        return sent(*parcel, kept=kept)
+    if id(job.start) not in known:
+        known[id(job.start)] = sent(job, kept=kept)
+    return known[id(job.start)]
+
+
+def _finite(job: Job, outcome: Outcome) -> bool:
     """Whether a result can be used; a measurement has no loss."""
-    return (job.is_measurement or math.isfinite(result.loss)) and P.all_finite([result.model, result.probes])
+    result = outcome.result
+    unseen = [result.probes] if outcome.finite else [result.model, result.probes]
+    return (job.is_measurement or math.isfinite(result.loss)) and P.all_finite(unseen)
 
 
 def _kind(value: Any) -> str:

@@ -91,11 +91,13 @@ class Outcome:
     Attributes:
         passes: examples that went through the net, by its width; one that went forward and backward counts three times.
         mapped: multiply–accumulates of the parametrization.
+        finite: whether the model's tensors are, if the executor has looked.
     """
 
     result: Result
     passes: Mapping[float, int]
     mapped: int = 0
+    finite: bool | None = None
 
 
 @contextmanager
@@ -134,7 +136,14 @@ def run_task(bench: Workbench, task: Task) -> Outcome:
 
 
 def finished(
-    bench: Workbench, task: Task, theta: Params, buffers: Params, state: State, loss: float, passes: Counter[float]
+    bench: Workbench,
+    task: Task,
+    theta: Params,
+    buffers: Params,
+    state: State,
+    loss: float,
+    passes: Counter[float],
+    finite: bool | None = None,
 ) -> Outcome:
     """What is reported of a task whose steps are done, after its probes.
 
@@ -142,6 +151,7 @@ def finished(
         state: of the optimiser.
         loss: mean over the steps.
         passes: examples by width up to now.
+        finite: as in :class:`Outcome`.
     """
     job = task.job
     statistics = _measure(bench, task, theta, buffers, passes) if job.probes else {}
@@ -157,7 +167,7 @@ def finished(
         optimizer_state=state if job.keep_optimizer else None,
         birth=task.round,
     )
-    return Outcome(result, passes, _mapped(task))
+    return Outcome(result, passes, _mapped(task), finite)
 
 
 def _train(bench: Workbench, task: Task, passes: Counter[float]) -> tuple[Params, Params, State, float]:

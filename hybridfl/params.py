@@ -90,10 +90,7 @@ def all_finite(value: Any) -> bool:
 
 def nbytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of *distinct* tensors: what is named twice is sent once."""
-    seen: dict[tuple[int, int, torch.Size], int] = {}
-    for tensor in tensors:
-        seen[(tensor.data_ptr(), int(tensor.storage_offset()), tensor.shape)] = tensor.numel() * tensor.element_size()
-    return sum(seen.values())
+    return sum({(tensor.data_ptr(), tensor.shape): tensor.nbytes for tensor in tensors}.values())
 
 
 def flatten(params: Mapping[str, Tensor]) -> Tensor:

@@ -236,6 +236,34 @@ def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         check(loss=broken)
 
 
+class Scaled(nn.Module):
+    """With a single number among its parameters and its buffers."""
+
+    def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(16, classes), nn.Parameter(torch.tensor(2.0))
+        self.register_buffer("shift", torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.scale * self.layer(x.flatten(1)) + self.shift
+        return logits
+
+
+def test_single_numbers_are_tensors_too(alone: list[int]) -> None:
+    check("~model", f"+model={{_target_: {__name__}.Scaled}}", "client_optimizer.clip_norm=0.1")
+    assert not alone
+
+
+def test_a_client_that_diverges_is_seen_among_others() -> None:
+    bench, tasks = tasks_of()
+    start = tasks[0].job.start
+    broken = start._replace(params={name: tensor * torch.inf for name, tensor in start.params.items()})
+    tasks[2] = replace(tasks[2], job=replace(tasks[2].job, start=broken))
+    outcomes = Vectorized().run(bench, tasks)
+    assert [outcome.finite for outcome in outcomes] == [True, True, False, True, True, True]
+    assert outcomes[0].result.model.params.keys() == start.params.keys()
+
+
 # -- dense nets ------------------------------------------------------------------------------------------------------
 
 

@@ -271,8 +271,10 @@ class _LockStep:
     def __init__(self, bench: Workbench, tasks: Sequence[Task]) -> None:
         self.bench, self.tasks, self.first = bench, tasks, tasks[0]
         starts = [task.job.start for task in tasks]
-        self.theta = {name: torch.stack([start.params[name].detach() for start in starts]) for name in starts[0].params}
-        self.buffers = {name: torch.stack([start.buffers[name] for start in starts]) for name in starts[0].buffers}
+        self.theta, self.buffers = (
+            {name: _stack([part[name].detach() for part in parts]) for name in parts[0]}
+            for parts in ([start.params for start in starts], [start.buffers for start in starts])
+        )
         self.frozen = _merged([task.job.frozen for task in tasks])
         self.ctx = _merged([task.job.ctx for task in tasks])
         self.state: State = {}
@@ -302,6 +304,7 @@ class _LockStep:
             states = [_of_clients(self.state, share.chosen) for share in shares]
             for share, state in zip(shares, states, strict=True):
                 self.step(share, state, lrs)
+        finite = self.finite()
         losses = (self.total / torch.tensor([task.steps for task in tasks], device=self.total.device)).tolist()
         return [
             finished(
@@ -312,9 +315,17 @@ class _LockStep:
                 {},
                 losses[i],
                 self.passes[i],
+                finite[i],
             )
             for i, task in enumerate(tasks)
         ]
+
+    def finite(self) -> list[bool]:
+        """Of every client, whether all its tensors are; False may also be one whose sum is too large."""
+        stacks = [*self.theta.values(), *(stack for stack in self.buffers.values() if stack.is_floating_point())]
+        sums = torch.stack([stack.reshape(len(stack), -1).sum(1).double() for stack in stacks])
+        found: list[bool] = torch.isfinite(sums).all(0).tolist()
+        return found
 
     def shares(self, picked: list[np.ndarray]) -> list[_Share]:
         """Everybody, or apart those whose batches differ in size."""
@@ -436,9 +447,16 @@ def _in_dims(fed: _Fed) -> Any:
     return _Fed._make(None if part is None else 0 for part in fed)
 
 
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    """A new tensor of all of them; most often they are one."""
+    if all(tensor.data_ptr() == tensors[0].data_ptr() for tensor in tensors):
+        return tensors[0].expand(len(tensors), *tensors[0].shape).clone(memory_format=torch.contiguous_format)
+    return torch.stack(list(tensors))
+
+
 def _clipped(grads: Params, limit: float) -> Params:
     """Each client's gradients scaled down to a joint Euclidean length of at most ``limit``."""
-    norms = torch.stack([grad.flatten(1).square().sum(1) for grad in grads.values()]).sum(0).sqrt()
+    norms = torch.stack([grad.reshape(len(grad), -1).square().sum(1) for grad in grads.values()]).sum(0).sqrt()
     factor = (limit / (norms + 1e-6)).clamp(max=1.0)
     return {name: grad * factor.reshape(-1, *[1] * (grad.dim() - 1)) for name, grad in grads.items()}
 
