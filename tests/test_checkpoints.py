@@ -83,7 +83,7 @@ STATES = st.recursive(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(STATES)
 def test_any_state_comes_back_exactly(tmp_path_factory: pytest.TempPathFactory, state: Any) -> None:
     assert same(round_trip(state, tmp_path_factory.mktemp("checkpoints")), state)

@@ -144,7 +144,7 @@ def test_local_work_itself_is_no_optimiser() -> None:
 
 
 @given(examples=st.integers(1, 40), size=st.integers(1, 50), epochs=st.integers(1, 4), seed=st.integers(0, 99))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_every_epoch_covers_all_examples(examples: int, size: int, epochs: int, seed: int) -> None:
     work = SGD(batch_size=size, epochs=epochs)
     seen = list(batches(examples, work, stream(seed, "t"), work.count(examples)))
@@ -158,7 +158,7 @@ def test_every_epoch_covers_all_examples(examples: int, size: int, epochs: int, 
 
 
 @given(examples=st.integers(1, 40), size=st.integers(1, 50), steps=st.integers(1, 30), seed=st.integers(0, 99))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_steps_are_a_stream_of_full_batches(examples: int, size: int, steps: int, seed: int) -> None:
     work = SGD(batch_size=size, steps=steps, epochs=7)
     assert work.count(examples) == steps

@@ -159,7 +159,7 @@ def test_warming_up_is_linear_and_the_cosine_waits_for_it() -> None:
 
 
 @given(st.integers(2, 40), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_schedules_are_torchs(rounds: int, data: st.DataObject) -> None:
     warmup = data.draw(st.integers(0, rounds - 1))
     final, gamma = data.draw(st.floats(0, 1)), data.draw(st.floats(0.01, 1))

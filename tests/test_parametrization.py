@@ -38,7 +38,7 @@ def projected(u: Tensor, constraint: str, total: float) -> Tensor:
 
 
 @given(u=coordinates(), total=totals)
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 def test_what_is_projected_obeys_the_constraint_and_stays_when_projected_again(u, total) -> None:
     for constraint in CONSTRAINTS:
         c = projected(u, constraint, total)
@@ -54,7 +54,7 @@ def test_what_is_projected_obeys_the_constraint_and_stays_when_projected_again(u
 
 
 @given(u=coordinates(), total=totals)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_the_projection_is_the_nearest_point(u, total) -> None:
     """u - P(u) makes no acute angle with any move to an extreme point: the variational inequality of a projection."""
     for constraint in ("affine", "simplex"):
@@ -70,7 +70,7 @@ def test_the_projection_is_the_nearest_point(u, total) -> None:
 
 
 @given(u=st.lists(st.floats(-3, 3), min_size=2, max_size=5), total=st.floats(0.1, 3))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_the_simplex_projection_is_the_best_of_all_supports(u, total) -> None:
     point = torch.tensor(u, dtype=torch.float64)
     best = None

@@ -72,7 +72,7 @@ def simulated(
     ),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_the_queue_is_that_of_a_simulation(
     number: int, concurrency: int, per_round: int, held_out: int, cycle: Cycle, timing: Timing, seed: int
 ) -> None:

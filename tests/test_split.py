@@ -53,7 +53,7 @@ def draw(data: Dataset = BALANCED, **changes) -> Split:
     validation=st.floats(0, 1),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_everything_is_owned_once_and_nobody_is_left_without(counts, clients, share, alpha, validation, seed) -> None:
     counts[0] += 20
     data = dataset(counts, counts)

@@ -189,7 +189,7 @@ TABLES = st.dictionaries(
 ).map(lambda rounds: dict(sorted(rounds.items())))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(rounds=TABLES, cut=st.floats(0, 1))
 def test_any_table_killed_anywhere(rounds: dict[int, Rows], cut: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
