@@ -18,7 +18,7 @@ BALANCED = np.arange(100) % 5
 
 
 @given(y=labels, clients=st.integers(1, 30), number=st.integers(1, 5), seed=seeds)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_shards_are_disjoint_complete_and_equal(y, clients, number, seed) -> None:
     assume(clients * number <= len(y))
     partition = twice(Shards(number), y, clients, seed)
@@ -28,7 +28,7 @@ def test_shards_are_disjoint_complete_and_equal(y, clients, number, seed) -> Non
 
 
 @given(number=st.integers(1, 4), clients=st.integers(1, 10), seed=seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_client_has_no_more_classes_than_its_shards_touch(number, clients, seed) -> None:
     y = np.repeat(np.arange(clients * number), 6)  # a shard is exactly one class
     mixed = rng(seed).permutation(y)
@@ -84,7 +84,7 @@ def test_more_shards_than_examples_are_refused() -> None:
 
 
 @given(y=labels, clients=st.integers(1, 30), number=st.integers(1, 6), seed=seeds)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_classes_are_disjoint_complete_covered_and_divided_equally(y, clients, number, seed) -> None:
     node = Classes(number)
     try:
@@ -102,7 +102,7 @@ def test_classes_are_disjoint_complete_covered_and_divided_equally(y, clients, n
 
 
 @given(clients=st.integers(1, 12), number=st.integers(1, 5), seed=seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_classes_are_held_by_equally_many(clients, number, seed) -> None:
     assume(clients * number >= 5)
     held = (table(Classes(number).split(Labels(BALANCED), clients, rng(seed)), BALANCED) > 0).sum(0)
@@ -157,7 +157,7 @@ def test_an_impossible_number_of_classes_is_refused(number: int, clients: int, y
 
 
 @given(y=labels, clients=st.integers(1, 30), alpha=alphas, minimum=st.integers(1, 5), seed=seeds)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_mixes_are_disjoint_complete_and_equal(y, clients, alpha, minimum, seed) -> None:
     assume(clients * minimum <= len(y))
     partition = twice(DirichletMix(alpha, minimum), y, clients, seed)

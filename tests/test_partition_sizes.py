@@ -20,7 +20,7 @@ sigmas = st.sampled_from([0.0, 1e-9, 0.3, 2.0, 1e3, 1e308])
 @given(
     y=labels, clients=st.integers(1, 30), law=laws, alpha=alphas, sigma=sigmas, minimum=st.integers(1, 5), seed=seeds
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_sizes_are_disjoint_complete_and_keep_the_minimum(y, clients, law, alpha, sigma, minimum, seed) -> None:
     assume(clients * minimum <= len(y))
     partition = twice(Quantity(law, alpha, sigma, minimum), y, clients, seed)

@@ -15,7 +15,7 @@ from hybridfl.errors import ConfigError
 
 
 @given(y=labels, clients=st.integers(1, 30), alpha=alphas, minimum=st.integers(1, 5), seed=seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_dirichlet_is_disjoint_complete_and_keeps_the_minimum(y, clients, alpha, minimum, seed) -> None:
     assume(clients * minimum <= len(y))
     node = Dirichlet(alpha=alpha, min_examples=minimum)
@@ -26,7 +26,7 @@ def test_dirichlet_is_disjoint_complete_and_keeps_the_minimum(y, clients, alpha,
 
 
 @given(y=labels, clients=st.integers(1, 30), seed=seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_iid_is_disjoint_complete_and_equal(y, clients, seed) -> None:
     assume(clients <= len(y))
     partition = IID().split(Labels(y), clients, rng(seed))
@@ -36,7 +36,7 @@ def test_iid_is_disjoint_complete_and_equal(y, clients, seed) -> None:
 
 
 @given(y=labels, clients=st.integers(1, 30), seed=seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_dirichlet_tends_to_equal_shares_of_every_class(y, clients, seed) -> None:
     assume(clients <= len(y))
     partition = Dirichlet(alpha=float("inf"), min_examples=1).split(Labels(y), clients, rng(seed))
@@ -80,7 +80,7 @@ def test_dirichlet_counts_are_the_drawn_proportions() -> None:
 
 
 @given(alpha=alphas, size=st.integers(1, 50), seed=seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_dirichlet_draw_is_a_proportion_for_every_alpha(alpha, size, seed) -> None:
     draw = dirichlet(alpha, size, rng(seed))
     assert np.isfinite(draw).all()
@@ -113,7 +113,7 @@ def test_only_an_impossible_minimum_is_refused(node: IID | Dirichlet) -> None:
 
 
 @given(y=labels, fraction=st.floats(0.01, 1), seed=seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_share_is_exact_unique_and_as_balanced_as_can_be(y, fraction, seed) -> None:
     number = max(1, round(fraction * len(y)))
     taken = Share(examples=number).draw(y, 5, rng(seed))
