@@ -121,9 +121,10 @@ def torch_random(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def laid_out(tensor: Tensor) -> Tensor:
-    """Images and kernels on a CPU with channels last, which its convolutions are faster with; others as they are."""
+    """A copy of images or kernels on a CPU with channels last, which its convolutions are faster with; others as they are."""
     if tensor.dim() == 4 and tensor.device.type == "cpu":
-        return tensor.contiguous(memory_format=torch.channels_last)
+        # Not contiguous(), which leaves a single channel as it is, and with it the layers after it.
+        return tensor.clone(memory_format=torch.channels_last)
     return tensor
 
 
