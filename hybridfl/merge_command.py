@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", type=Path, metavar="FILE", help="what the models were trained from")
     parser.add_argument("--weights", metavar="W,W,…", help="one a model, such as 0.7,0.3")
     parser.add_argument("--option", nargs="+", action="extend", default=[], metavar="key=value", help="of the method")
+    parser.add_argument("--model", metavar="NAME", help="the same as --on model=NAME, beside what --on says")
     parser.add_argument(
         "--on",
         nargs="*",
@@ -87,6 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the merged model, prints what was asked for and returns the exit status."""
+    if args.model is not None:
+        args.on = [*(args.on or []), f"model={args.model}"]
     weights, options = _weights(args), _options(args.option)
     method = _method(args)
     from hybridfl.merging import saved

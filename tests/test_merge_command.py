@@ -240,6 +240,21 @@ def trained_on(federation: Federation) -> dict[str, Tensor]:
     return P.clone(net.state_dict())
 
 
+def test_model_is_short_for_its_override() -> None:
+    line = (*SMALL_DATA, "baseline=fedavg", "model=mlp")
+    with Composer() as composer:
+        start = make_plan(composer.compose(line)).federation.start
+    files = [saved(f"{k}.pt", start.params) for k in "ab"]
+    short = call("merge", *files, "-o", "c.pt", "--on", *SMALL_DATA, "--model", "mlp")
+    whole = call("merge", *files, "-o", "c.pt", "--on", *SMALL_DATA, "model=mlp")
+    assert short.status == 0, short.both
+    assert short.out == whole.out
+    assert "barrier" in short.out
+    wrong = call("merge", *files, "-o", "c.pt", "--model", "mpl")
+    assert wrong.status == 2
+    assert "Did you mean 'mlp'?" in wrong.err
+
+
 def test_scores_and_barriers_are_those_of_plain_torch() -> None:
     """A trained net, the same with its hidden units turned around, and one of random weights."""
     with Composer() as composer:
