@@ -416,7 +416,7 @@ class _LockStep:
         return apply
 
     def fed(self, share: _Share, who: Iterable[int]) -> _Fed:
-        """The batches, short ones filled up with their first example, augmented if the run says so."""
+        """The batches, short ones filled up with their own examples again, augmented if the run says so."""
         size = max(len(batch) for batch in share.picked)
         # np.resize repeats a short batch.
         picked = np.stack([batch if len(batch) == size else np.resize(batch, size) for batch in share.picked])
