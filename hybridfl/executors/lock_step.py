@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -184,24 +183,31 @@ class LockStep:
         self, fed: Fed, theta: Params, buffers: Params, chosen: Selection
     ) -> tuple[Tensor, Params, Counter[float]]:
         """Losses ``(clients,)``, gradients, and how often each example goes through the net, by width."""
+        job = self.first.job
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in theta.items()}
         frozen, ctx = (_selected(*part, chosen) for part in (self.frozen, self.ctx))
-        losses, calls = self.losses(fed, leaves, buffers, frozen, ctx)
-        found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
-        grads = {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(theta.items(), found, strict=True)}
-        return losses, grads, calls
-
-    def losses(self, fed: Fed, theta: Params, buffers: Params, frozen: Any, ctx: Any) -> tuple[Tensor, Counter[float]]:
-        job = self.first.job
         if job.loss is None:
-            net, mapped = self.bench.net_at(job.width), job.parametrization
+            net, mapped, calls = (
+                self.bench.net_at(job.width),
+                job.parametrization,
+                Counter({job.width: TRAINING_PASSES}),
+            )
             # In one go, so that what all clients share stays one tensor.
             logits = torch.func.vmap(
                 lambda theta, frozen, buffers, x: run_net(net, mapped(theta, frozen), buffers, x),
                 in_dims=(0, self.frozen.dims, 0, 0),
-            )(theta, frozen, buffers, fed.x)
-            return cross_entropies(logits, fed, self.classes), Counter({job.width: TRAINING_PASSES})
-        calls: Counter[float] = Counter()
+            )(leaves, frozen, buffers, fed.x)
+            losses, slope = cross_entropy_and_slope(logits.detach(), fed, self.classes)
+            found = torch.autograd.grad(logits, list(leaves.values()), slope, allow_unused=True)
+        else:
+            losses, calls = self.losses(fed, leaves, buffers, frozen, ctx)
+            found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+        grads = {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(theta.items(), found, strict=True)}
+        return losses, grads, calls
+
+    def losses(self, fed: Fed, theta: Params, buffers: Params, frozen: Any, ctx: Any) -> tuple[Tensor, Counter[float]]:
+        """Those of the job's own rule."""
+        job, calls = self.first.job, Counter[float]()
 
         def one(fed: Fed, theta: Params, buffers: Params, frozen: Any, ctx: Any) -> Tensor:
             batch, apply = Batch(fed.x, fed.y, fed.positions), self.applier(buffers, calls)
@@ -227,29 +233,17 @@ class LockStep:
         return apply
 
 
-def cross_entropies(logits: Tensor, fed: Fed, classes: Tensor | None) -> Tensor:
-    """The loss of jobs that name none, over the real examples, ``(clients,)``.
+def cross_entropy_and_slope(logits: Tensor, fed: Fed, classes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The loss of jobs that name none, over the real examples, and the gradient of the losses' sum by the logits.
+
+    That is softmax less the labels, one-hot. Autograd takes as long for these few numbers as the products of a small net do.
 
     Args:
         logits: ``(clients, b, classes)``.
         classes: the only ones that count; ``None`` is all.
-    """
-    logits = logits.flatten(0, 1)
-    if classes is not None:
-        logits = only(logits, classes)
-    losses = F.cross_entropy(logits, fed.y.flatten(), reduction="none").view(fed.y.shape)
-    if fed.partners is not None and fed.share is not None:
-        others = fed.y.gather(1, fed.partners).flatten()
-        share = fed.share.unsqueeze(1)
-        losses = share * losses
-        losses = losses + (1 - share) * F.cross_entropy(logits, others, reduction="none").view(fed.y.shape)
-    return losses.mean(1) if fed.real is None else (losses * fed.real).sum(1) / fed.real.sum(1)
 
-
-def cross_entropy_and_slope(logits: Tensor, fed: Fed, classes: Tensor | None) -> tuple[Tensor, Tensor]:
-    """:func:`cross_entropies`, and the gradient of their sum by the logits: softmax less the labels, one-hot.
-
-    Autograd takes as long for these few numbers as the products of a small net do.
+    Returns:
+        ``(clients,)``, ``(clients, b, classes)``.
     """
     logits = logits.flatten(0, 1)
     if classes is not None:

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from hybridfl import params as P
@@ -167,8 +168,18 @@ def _shapes(params: Params) -> list[tuple[str, torch.Size]]:
 
 
 def _activations(bench: Workbench, task: Task) -> int:
-    """Numbers that all modules of the net give for one example."""
-    net, total = bench.net_at(task.job.width), 0
+    """Numbers that all modules of the net give for one example; found once."""
+    net = bench.net_at(task.job.width)
+    if net not in _ACTIVATIONS:
+        _ACTIVATIONS[net] = _counted(net, bench.x[:1])
+    return _ACTIVATIONS[net]
+
+
+_ACTIVATIONS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+def _counted(net: nn.Module, example: Tensor) -> int:
+    total = 0
 
     def count(module: nn.Module, inputs: Any, output: Any) -> None:
         nonlocal total
@@ -177,7 +188,7 @@ def _activations(bench: Workbench, task: Task) -> int:
     hooks = [module.register_forward_hook(count) for module in net.modules() if not list(module.children())]
     net.eval()
     with torch.no_grad():
-        net(bench.x[:1])
+        net(example)
     for hook in hooks:
         hook.remove()
     return total
