@@ -49,7 +49,7 @@ class Claim:
             ``better`` to ``than`` is not above ``by``.
         by: the margin, in the metric's unit: 0.01 of an accuracy is a point.
         where: config keys with a value, or a list of them that makes several cells; or a list of such cells. Keys that the preset
-            sweeps and that are not named here make cells too.
+            sweeps and that are not named here make cells too. A text is the name of one of the preset's cells.
         cells: the claim is about ``all`` cells, ``any`` of them, or the ``mean`` over them, seed by seed.
         scope: of both.
         at: ``last``, ``mean10`` or ``best`` as in ``hybridfl compare``; ``auto`` is its default, and the end for costs.
@@ -66,7 +66,7 @@ class Claim:
     metric: str = "accuracy"
     kind: Literal["better", "not_worse", "ratio_at_most"] = "better"
     by: NonNegativeFloat = 0.0
-    where: Where | list[Where] = field(default_factory=dict)
+    where: Where | str | list[Where | str] = field(default_factory=dict)
     cells: Literal["all", "any", "mean"] = "all"
     scope: str = "global"
     at: Literal["auto", "last", "mean10", "best"] = "auto"

@@ -159,7 +159,11 @@ def _report(study: Study, runs: Runs, composer: Composer, args: argparse.Namespa
     found = []
     for number, claim in enumerate(study.claims):
         place, parts = f"claims[{number}]", []
-        for cell in study.cells(claim):
+        try:
+            cells = study.cells(claim)
+        except ConfigError as error:
+            raise error.under(place) from error
+        for cell in cells:
             other = cell | {key: as_typed(value) for key, value in claim.than_where.items()}
             our_line, ours = of(f"{place}.better", claim.better, cell, f"{place}.where")
             their_line, theirs = of(f"{place}.than", claim.than, other, f"{place}.than_where")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,8 @@ NOT_IDENTITY = frozenset(
         "experiment",
         "tuned",  # what was tuned is in the identity where it applies
         "claims",
+        "scale",
+        "sweeps",
         "executor",
         "device",
         "output_dir",
@@ -158,30 +160,39 @@ class Composer:
         assert isinstance(config, dict)
         typed: dict[str, Any] = {str(key): value for key, value in config.items()}
         key = "baseline" if "_target_" in (typed.get("baseline") or {}) else "merging"
-        return Composed(typed, key, composed.choices.get(key, "None"), tuple(overrides), composed.has_sweep)
+        has_sweep = composed.has_sweep or bool(typed.get("sweeps"))
+        return Composed(typed, key, composed.choices.get(key, "None"), tuple(overrides), has_sweep)
 
     def expand(self, overrides: Sequence[str]) -> list[list[str]]:
-        """The jobs of a sweep: the product of all comma lists, ranges and globs, in the order typed.
+        """The jobs of a sweep, each once, in the order of a preset's cells and of what was typed.
 
         Raises:
-            ConfigError: a pattern that matches nothing, or overrides that cannot be read.
+            ConfigError: as :meth:`cells`.
         """
+        jobs = [tuple(job) for jobs in self.cells(overrides).values() for job in jobs]
+        return [list(job) for job in dict.fromkeys(jobs)]
+
+    def cells(self, overrides: Sequence[str]) -> dict[str, list[list[str]]]:
+        """The jobs of a sweep by the preset's cells: the product of all comma lists, ranges and globs, in the order typed.
+
+        Raises:
+            ConfigError: a pattern that matches nothing, overrides that cannot be read, or an unknown scale.
+        """
+        overrides = [_without_tilde(override) for override in overrides]
+        typed = {text.split("=", 1)[0] for text in overrides}
+        with self._explained(overrides, sweep=True):
+            swept = self._preset_sweeps(_choices_only(overrides), typed)
+            return {name: self._product([*lines, *overrides]) for name, lines in swept.items()}
+
+    def _product(self, lines: Sequence[str]) -> list[list[str]]:
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-        overrides = [_without_tilde(override) for override in overrides]
-        with self._explained(overrides, sweep=True):
-            preset = self._preset_sweep(_choices_only(overrides))
-            typed = {text.split("=", 1)[0] for text in overrides}
-            lines = [f"{key}={value}" for key, value in preset.items() if key not in typed] + list(overrides)
-            parsed = self._parse(lines)
-            for override in parsed:
-                if override.is_sweep_override() and not list(override.sweep_string_iterator()):
-                    key = override.key_or_group
-                    raise ConfigError(
-                        key, f"'{override.input_line}' matches nothing. {self._valid_choices(key)}".rstrip()
-                    )
-            jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
-        return [list(job) for job in jobs]
+        parsed = self._parse(lines)
+        for override in parsed:
+            if override.is_sweep_override() and not list(override.sweep_string_iterator()):
+                key = override.key_or_group
+                raise ConfigError(key, f"'{override.input_line}' matches nothing. {self._valid_choices(key)}".rstrip())
+        return [list(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
 
     def _composition(self, overrides: Sequence[str]) -> Composition:
         from hybridfl.config_memory import composition
@@ -189,14 +200,22 @@ class Composer:
         roots = [conf_dir(), *([self.extra] if self.extra else [])]
         return composition(overrides, roots, self._search_path())
 
-    def _preset_sweep(self, overrides: Sequence[str]) -> Mapping[str, Any]:
-        """The parameters of the sweep that a preset brings."""
-        from hybridfl.config_memory import whole
+    def _preset_sweeps(self, overrides: Sequence[str], typed: Collection[str]) -> dict[str, list[str]]:
+        """Overrides that a preset's sweep brings, by its cells; of a preset without cells, or none, under an empty name."""
+        from omegaconf import OmegaConf
 
-        if not self._composition(overrides).has_sweep:
-            return {}
-        found: Mapping[str, Any] = whole([*overrides, *self._search_path()]).hydra.sweeper.params
-        return found
+        from hybridfl.config_memory import whole
+        from hybridfl.preset_sweeps import ONLY, sweep_at
+
+        composed = self._composition(overrides)
+        product: Mapping[str, Any] = {}
+        if composed.has_sweep:
+            product = whole([*overrides, *self._search_path()]).hydra.sweeper.params
+        lines = [f"{key}={value}" for key, value in product.items() if key not in typed]
+        config = OmegaConf.to_container(OmegaConf.masked_copy(composed.config, ["scale", "sweeps"]))
+        assert isinstance(config, dict)
+        sweep = sweep_at({str(key): value for key, value in config.items()})
+        return {name: [*lines, *own] for name, own in (sweep.lines(typed) if sweep else {ONLY: []}).items()}
 
     def _search_path(self) -> list[str]:
         if self.extra is None:
@@ -329,12 +348,12 @@ def _without_tilde(override: str) -> str:
 
 
 def _choices_only(overrides: Sequence[str]) -> list[str]:
-    """The overrides that choose a single file of a group."""
+    """The overrides that choose a single file of a group, or the scale of a preset's sweep."""
     kept = []
     for text in overrides:
         key, _, value = text.partition("=")
         group = key.lstrip("+~").split("@", 1)[0]
-        if group in GROUPS and value and not any(mark in value for mark in ",({*"):
+        if group in (*GROUPS, "scale") and value and not any(mark in value for mark in ",({*"):
             kept.append(text)
     return kept
 

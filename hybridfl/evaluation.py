@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -20,7 +20,9 @@ import numpy as np
 import torch
 
 from hybridfl.build import NonNegativeInt, PositiveInt
+from hybridfl.data.dataset import Dataset
 from hybridfl.deployment import Deployment
+from hybridfl.errors import ConfigError
 from hybridfl.federation import Federation
 from hybridfl.kept import Kept
 from hybridfl.rng import stream
@@ -36,11 +38,27 @@ class Evaluation:
         min_test: least number of test examples of a client.
         sample: personal models scored on the whole test part; the last round of a task, and of the run, scores all.
         chunk: examples a forward pass takes at once.
+        limit: test examples that there are, evenly spaced in the order of the test part; ``None`` is all.
     """
 
     min_test: PositiveInt = 50
     sample: NonNegativeInt = 20
     chunk: PositiveInt = 1000
+    limit: PositiveInt | None = None
+
+    def limited(self, dataset: Dataset) -> Dataset:
+        """With as many test examples as there are to be.
+
+        Raises:
+            ConfigError: there are fewer; key ``evaluation.limit``.
+        """
+        number = len(dataset.test)
+        if self.limit is None:
+            return dataset
+        if self.limit > number:
+            problem = f"got {self.limit}: the test part has {number} examples; nearest valid value: {number}."
+            raise ConfigError("evaluation.limit", problem)
+        return replace(dataset, test=dataset.test.at(np.arange(self.limit) * number // self.limit))
 
 
 Row = dict[str, Any]

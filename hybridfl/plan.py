@@ -39,6 +39,7 @@ from hybridfl.models.files import Weights, read_weights
 from hybridfl.models.options import separated
 from hybridfl.models.precision import lowered
 from hybridfl.optimizers import LocalWork
+from hybridfl.preset_sweeps import PresetSweep, sweep_at
 from hybridfl.rng import torch_seed
 from hybridfl.tasks import Tasks
 from hybridfl.tuned import misplaced
@@ -90,6 +91,8 @@ class Settings:
     fail_fast: bool = False
     tuned: dict[str, dict[str, Any]] | None = None
     claims: tuple[Claim, ...] = ()
+    scale: str | None = None
+    sweeps: dict[str, PresetSweep] = field(default_factory=dict)
 
 
 @dataclass
@@ -145,7 +148,9 @@ class Plan:
 
     def stored_config(self) -> dict[str, Any]:
         """What ``config.yaml`` of the run holds; ``tuned`` is what was applied, the settings themselves are in their places."""
-        left_out = {"merging", "baseline", "claims"} | (set() if self.composed.config.get("tuned") else {"tuned"})
+        left_out = {"merging", "baseline", "claims", "scale", "sweeps"} | (
+            set() if self.composed.config.get("tuned") else {"tuned"}
+        )
         config = {k: v for k, v in self.composed.config.items() if k not in left_out}
         facts: dict[str, Any] = {"name": self.composed.method_name, "moves_raw_data": self.method.moves_raw_data}
         if self.method.upper_bound:
@@ -172,6 +177,7 @@ def settings_of(composed: Composed) -> tuple[Settings, Method]:
             if node or name == composed.method_key
         }
         settings: Settings = call(Settings, config, "", {})
+    sweep_at(config)
     return settings, methods[composed.method_key]
 
 
@@ -317,6 +323,7 @@ def draw(composed: Composed, settings: Settings, cache: DataCache | None = None)
     dataset = cache.load(composed.config["dataset"], settings.dataset, root)
     if settings.classes is not None:
         dataset = only_classes(dataset, settings.classes)
+    dataset = settings.evaluation.limited(dataset)
     return draw_split(
         dataset,
         settings.partitioning,

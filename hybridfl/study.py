@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 from hybridfl.build import convert
 from hybridfl.claims import Claim
 from hybridfl.config import PATHS, Composer
-from hybridfl.errors import ConfigError
+from hybridfl.errors import ConfigError, nearest
+from hybridfl.preset_sweeps import ONLY
 from hybridfl.runs import FACTS, Run
 from hybridfl.tabulate import NOT_RESULTS, one_a_seed, token
 from hybridfl.tuned import METHOD, written
@@ -31,6 +32,7 @@ class Study:
         seeds: that the jobs have, as a choice of ``seed=``.
         merging: the method of ``baseline=none``.
         output: the output folder.
+        named: those of the cells that the preset has names for, by name.
     """
 
     name: str
@@ -40,17 +42,36 @@ class Study:
     seeds: str
     merging: str
     output: Path
+    named: Mapping[str, tuple[dict[str, str], ...]] = field(default_factory=dict)
 
     def cells(self, claim: Claim) -> list[dict[str, str]]:
-        """The cells of a claim: its own, in each of those swept that it does not name."""
-        named = claim.where if isinstance(claim.where, list) else [claim.where]
-        own = [
-            dict(zip(where, map(as_typed, values), strict=True))
-            for where in named
-            for values in product(*(value if isinstance(value, list) else [value] for value in where.values()))
+        """The cells of a claim: its own, in each of those swept that it does not name.
+
+        Raises:
+            ConfigError: under ``where``: a name that no cell of the preset has.
+        """
+        wanted = claim.where if isinstance(claim.where, list) else [claim.where]
+        every = [
+            cell
+            for where in wanted
+            for cell in (self._by_name(where) if isinstance(where, str) else self._by_keys(where))
         ]
-        every = [{k: v for k, v in swept.items() if k not in where} | where for where in own for swept in self.swept]
         return list({tuple(cell.items()): cell for cell in every}.values())
+
+    def _by_name(self, name: str) -> Sequence[dict[str, str]]:
+        if name not in self.named:
+            problem = (
+                nearest(name, self.named) if self.named else "The preset has no cells with names; write {key: value}."
+            )
+            raise ConfigError("where", f"got '{name}'. {problem}")
+        return self.named[name]
+
+    def _by_keys(self, where: Mapping[str, Any]) -> list[dict[str, str]]:
+        """Cells with names are settings that go together, so that one told by its keys stands beside them, not across."""
+        across = self.swept if not where or not self.named else ({},)
+        alternatives = [value if isinstance(value, list) else [value] for value in where.values()]
+        own = [dict(zip(where, map(as_typed, values), strict=True)) for values in product(*alternatives)]
+        return [{k: v for k, v in swept.items() if k not in cell} | cell for cell in own for swept in across]
 
     def line(self, method: str, cell: Mapping[str, str], baselines: Mapping[str, Path]) -> tuple[str, ...]:
         """The overrides of a method in a cell."""
@@ -80,11 +101,15 @@ def study_of(composer: Composer, line: Sequence[str]) -> Study:
     Raises:
         ConfigError: an override or a claim is wrong, or there is no claim.
     """
-    jobs = [dict(_split(text) for text in job) for job in composer.expand(line)]
-    varying = [key for key in jobs[0] if len({job.get(key) for job in jobs}) > 1]
-    fixed = [f"{key}={value}" for key, value in jobs[0].items() if key not in (*varying, "seed", "baseline")]
+    by_cell = {name: [dict(map(_split, job)) for job in jobs] for name, jobs in composer.cells(line).items()}
+    jobs = [job for found in by_cell.values() for job in found]
+    shared = {key: value for key, value in jobs[0].items() if all(job.get(key) == value for job in jobs)}
+    fixed = [f"{key}={value}" for key, value in shared.items() if key not in ("seed", "baseline")]
     fixed.sort(key=lambda text: not text.startswith("experiment="))
-    cells = [{key: job[key] for key in varying if key not in ("seed", *METHOD)} for job in jobs]
+    cells = {
+        name: _distinct({key: job[key] for key in job if key not in (*shared, "seed", *METHOD)} for job in found)
+        for name, found in by_cell.items()
+    }
     seeds = list(dict.fromkeys(job["seed"] for job in jobs if "seed" in job))
     base = composer.compose([*fixed, "baseline=none"])
     claims: tuple[Claim, ...] = convert(base.config.get("claims") or [], tuple[Claim, ...], "claims")
@@ -96,10 +121,15 @@ def study_of(composer: Composer, line: Sequence[str]) -> Study:
     name = preset_of(fixed).partition("=")[2]
     if not claims:
         raise ConfigError(f"experiment={name}", "lists no claims; see docs/claims.md for how it would.")
-    distinct = tuple({tuple(cell.items()): cell for cell in cells}.values())
+    swept = _distinct(cell for found in cells.values() for cell in found)
+    named = {name: found for name, found in cells.items() if name != ONLY}
     suggested = ",".join(seeds) if len(seeds) > 1 else SEEDS
     output = Path(base.config["output_dir"])
-    return Study(name, claims, tuple(fixed), distinct, suggested, base.method_name, output)
+    return Study(name, claims, tuple(fixed), swept, suggested, base.method_name, output, named)
+
+
+def _distinct(cells: Iterable[dict[str, str]]) -> tuple[dict[str, str], ...]:
+    return tuple({tuple(cell.items()): cell for cell in cells}.values())
 
 
 def _split(override: str) -> tuple[str, str]:

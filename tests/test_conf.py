@@ -79,10 +79,11 @@ PRESETS = {
 """Presets whose data cannot be swapped for others: the folder that must be there, and how to read less."""
 DEFAULTS_READ = {
     ("server_data", "dataset"): "mnist",
-    ("experiment", "feddle_fashion"): "fashion_mnist",
     ("experiment", "optimal_averaging_fashion"): "fashion_mnist",
     ("experiment", "dimat_fashion"): "fashion_mnist",
+    **{("experiment", name): "fashion_mnist" for name in choices("experiment") if name.startswith("feddle_")},
 }
+del DEFAULTS_READ["experiment", "feddle_digits"]
 """Files of other groups that read real data, unless told otherwise."""
 CACHE = DataCache()
 
