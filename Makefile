@@ -2,11 +2,15 @@
 #   PYTHON=python3.12   the interpreter that .venv is made from (>= 3.11); `make clean` first to change it later
 #   TORCH_INDEX=URL     a further package index, to choose a CPU or CUDA build of torch
 #   WORKERS=2           processes that run the tests
+#   SCALE=cpu           of the studies: smoke (seconds), cpu (hours) or gpu
+#   JOBS=1              worker processes of the studies
 #   DIST=dist           where `make wheel` writes
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 WORKERS ?= 2
+SCALE ?= cpu
+JOBS ?= 1
 DIST ?= dist
 
 VENV := .venv
@@ -45,6 +49,10 @@ claims-digits: $(RUN) ## Repeat the study of Feddle on the digits
 .PHONY: claims-fashion
 claims-fashion: $(RUN) ## Repeat the study of Feddle on Fashion-MNIST
 	$(BIN)/python scripts/feddle_fashion.py
+
+.PHONY: table-feddle
+table-feddle: $(RUN) ## Run what is missing of Feddle's study E1 to E10, SCALE=cpu (or smoke, gpu), and write docs/results/feddle.md
+	$(BIN)/python scripts/table_feddle.py --scale $(SCALE) --jobs $(JOBS)
 
 .PHONY: theory-feddle
 theory-feddle: $(RUN) ## Look for the theory of Feddle in its runs on the digits: gradients, spans, variances, coefficients

@@ -34,7 +34,9 @@ def as_sheet(report: Report, args: argparse.Namespace) -> Sheet:
             body.append([claim.id, cells, compared(claim), asked(claim), "", "", decision.verdict])
         for finding in decision.findings:
             names = (
-                ["", _where(finding), "", ""] if several else [claim.id, _where(finding), compared(claim), asked(claim)]
+                ["", _where(report.study, finding), "", ""]
+                if several
+                else [claim.id, _where(report.study, finding), compared(claim), asked(claim)]
             )
             seeds = "" if finding.evidence.absent else str(len(finding.evidence.gains))
             body.append([*names, interval(finding), seeds, finding.verdict])
@@ -78,8 +80,12 @@ def interval(finding: Finding) -> str:
     return f"{mean} [{low}, {high}]" if math.isfinite(finding.low) else mean
 
 
-def _where(finding: Finding) -> str:
-    return "mean over its cells" if finding.evidence.claim.cells == "mean" else _listed(finding.evidence.where) or "–"
+def _where(study: Study, finding: Finding) -> str:
+    """The cell, by its name if the preset has one for it."""
+    if finding.evidence.claim.cells == "mean":
+        return "mean over its cells"
+    where = dict(finding.evidence.where)
+    return next((name for name, cells in study.named.items() if cells == (where,)), "") or _listed(where) or "–"
 
 
 def _listed(where: Mapping[str, Any]) -> str:
@@ -93,7 +99,7 @@ def _caption(report: Report, args: argparse.Namespace) -> list[str]:
     for decision in report.decisions:
         for finding in decision.findings:
             if finding.verdict == "undecided" and finding.reason:
-                cell = f" ({_where(finding)})" if len(decision.findings) > 1 else ""
+                cell = f" ({_where(report.study, finding)})" if len(decision.findings) > 1 else ""
                 lines.append(f"{decision.claim.id}{cell} is undecided: {finding.reason}.")
     if args.format != "latex" and (advice := advised(report, args)):
         lines += ["Runs that are missing or too few are made by:", *advice]

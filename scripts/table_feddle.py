@@ -1,0 +1,102 @@
+"""The study of Feddle: runs what is missing of the presets feddle_e1 to feddle_e10, then tables, plots and verdicts.
+
+    python scripts/table_feddle.py                                    at the scale cpu, some eight core-hours
+    python scripts/table_feddle.py --scale smoke --out outputs/smoke  to see that it works
+    python scripts/table_feddle.py --no-runs                          tables of what has been run
+
+What is finished is not run again, so that a study that was stopped goes on when it is started again. The page goes to
+docs/results/feddle.md with its pictures beside it, the tables as LaTeX to OUTPUT_DIR/tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import platform
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from results.page import section
+
+from hybridfl.cli import main
+from hybridfl.config import Composer, choices
+from hybridfl.preset_sweeps import sweep_at
+from hybridfl.store import write_text_atomic
+
+PRESETS = sorted(
+    (name for name in choices("experiment") if name.startswith("feddle_e")),
+    key=lambda name: int(name[8:].split("_")[0]),
+)
+
+
+def line_of(name: str, chosen: argparse.Namespace) -> list[str]:
+    return [f"experiment={name}", f"scale={chosen.scale}", *chosen.overrides]
+
+
+def announce(chosen: argparse.Namespace) -> None:
+    """What there is to be done, and how long all of it took where it was measured."""
+    total = 0.0
+    with Composer() as composer:
+        for name in chosen.presets:
+            jobs = composer.expand(line_of(name, chosen))
+            sweep = sweep_at(composer.compose([f"experiment={name}", f"scale={chosen.scale}"]).config)
+            minutes = sweep.core_minutes if sweep else None
+            total += minutes or 0
+            print(f"{name}: {len(jobs)} jobs" + (f", {minutes:g} core-minutes" if minutes else ""), file=sys.stderr)
+    if total:
+        print(f"all of it: {total / 60:.1f} core-hours, less what is finished", file=sys.stderr)
+
+
+def swept(name: str, chosen: argparse.Namespace) -> Path:
+    """Run what is missing of a preset; its sweep's folder."""
+    said = io.StringIO()
+    with redirect_stdout(said):
+        main(["train", "-m", *line_of(name, chosen), f"output_dir={chosen.output_dir}", *chosen.launcher])
+    last = said.getvalue().strip().splitlines()[-1:]
+    if not last or not last[0].startswith("sweep: "):
+        raise SystemExit(f"{name}: the sweep ended without a folder")
+    return Path(last[0].removeprefix("sweep: "))
+
+
+def study() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", default="cpu")
+    parser.add_argument("--presets", nargs="+", default=PRESETS, choices=PRESETS, metavar="PRESET")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/feddle"), help="of the runs")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the page")
+    parser.add_argument("--jobs", type=int, default=1, help="worker processes (more than one needs the extra joblib)")
+    parser.add_argument("overrides", nargs="*", help="more overrides, such as seed=0")
+    chosen = parser.parse_intermixed_args()
+    chosen.output_dir = chosen.output_dir.resolve()
+    chosen.launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={chosen.jobs}"] if chosen.jobs > 1 else []
+    announce(chosen)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    parts, whole = [], True
+    for name in chosen.presets:
+        sweep = swept(name, chosen)
+        text, complete = section(name, line_of(name, chosen), sweep, chosen.out, chosen.output_dir / "tables")
+        parts.append(text)
+        whole = whole and complete
+        print(text, flush=True)
+    write_text_atomic(chosen.out / "feddle.md", "\n".join([*introduction(chosen, whole), *parts]))
+    return 0
+
+
+def introduction(chosen: argparse.Namespace, whole: bool) -> list[str]:
+    import torch
+
+    command = f"make table-feddle SCALE={chosen.scale}"
+    lines = [
+        "# Feddle: the study",
+        "",
+        f"Produced by `{command}` (`scripts/table_feddle.py`), torch {torch.__version__}, {platform.machine()}.",
+        "Every number is read from stored runs; nothing is copied by hand. What the numbers mean is said in",
+        "[findings](feddle_findings.md). Methods with † move raw data.",
+        "",
+    ]
+    return lines if whole else [*lines, "**Not all runs of this page are finished.**", ""]
+
+
+if __name__ == "__main__":
+    sys.exit(study())

@@ -1,0 +1,129 @@
+"""The tables of a study: where runs go in them, what is shown, and the page they make."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hybridfl.config import Composer
+from hybridfl.runs import Curve, Run
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "results"]:
+        del sys.modules[name]
+
+
+def run(seed: int, accuracies: list[float], moved: list[float], raw: bool = False) -> Run:
+    rounds = [str(number) for number in range(1, len(accuracies) + 1)]
+    cells = {
+        "round": rounds,
+        "accuracy": [str(value) for value in accuracies],
+        "bytes_up": [str(value) for value in moved],
+        "bytes_down": ["0"] * len(rounds),
+        "bytes_peer": ["0"] * len(rounds),
+    }
+    config = {"seed": seed, "rounds": len(rounds), "method": {"name": "m", "moves_raw_data": raw}}
+    found = Run(Path(f"m-{seed}"), config, {"status": "done"})
+    found.__dict__["curves"] = {"global": Curve(cells)}
+    return found
+
+
+def test_means_deviations_and_what_is_missing() -> None:
+    from results.cells import Grid
+    from results.sheets import accuracy_sheet, least_bytes, within
+
+    cheap = [run(0, [0.1, 0.5], [1, 2]), run(1, [0.1, 0.7], [1, 2])]
+    dear = [run(0, [0.2, 0.9], [2, 4])]
+    moving = [run(0, [0.2, 1.0], [2, 4], raw=True)]
+    grid = Grid(
+        "method",
+        ("cheap", "dear", "oracle"),
+        ("a", "b"),
+        {("cheap", "a"): cheap, ("dear", "a"): dear, ("oracle", "a"): moving},
+        {("cheap", "a"): 2, ("dear", "a"): 2, ("oracle", "a"): 1, ("dear", "b"): 2},
+    )
+    sheet = accuracy_sheet(grid)
+    # means of both evaluations; nothing planned is blank, nothing finished a dash, too few are counted
+    assert sheet.body == [["cheap", "35.0 ± 7.1", ""], ["dear", "55.0 (1/2)", "–"], ["oracle†", "60.0", ""]]
+    # the oracle is not in the contest
+    assert sheet.bold == {(1, 1)}
+    assert not grid.is_whole
+    assert least_bytes(list(grid.cells.values())) == 2
+    assert accuracy_sheet(grid, within(2)).body == [
+        ["cheap", "35.0 ± 7.1", ""],
+        ["dear", "20.0 (1/2)", "–"],
+        ["oracle†", "20.0", ""],
+    ]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two presets at their smallest, as the make target would run them."""
+    place = tmp_path_factory.mktemp("study")
+    presets = ["feddle_e6_atlas_size", "feddle_e10_start"]
+    command = [
+        "--scale",
+        "smoke",
+        "--presets",
+        *presets,
+        "--output-dir",
+        "runs",
+        "--out",
+        "page",
+        "ui=none",
+        "rounds=2",
+    ]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "table_feddle.py"), *command],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "feddle_e6_atlas_size: 4 jobs" in done.stderr
+    return place
+
+
+def test_the_page_of_a_study(page: Path) -> None:
+    text = (page / "page" / "feddle.md").read_text()
+    assert "Not all runs" not in text
+    assert "| variant | atlas.size=3 | atlas.size=6 |" in text
+    assert "| method | trained by the server |" in text
+    assert "| feddle_joint |" in text
+    assert "| above-fedbuff |" in text
+    assert "`clients.number=10`" in text
+    assert "`start=server`" in text
+    for name in ("feddle_e6_atlas_size", "feddle_e10_start"):
+        assert f"({name}.png)" in text
+        assert (page / "page" / f"{name}.png").stat().st_size > 5000
+        assert r"\begin{tabular}" in (page / "runs" / "tables" / f"{name}.tex").read_text()
+
+
+def test_a_sweep_that_was_stopped_is_shown_as_far_as_it_is(page: Path) -> None:
+    from results.cells import grid
+    from results.sheets import accuracy_sheet
+
+    line = ["experiment=feddle_e10_start", "scale=smoke", "ui=none", "rounds=2"]
+    sweep = next(
+        folder for folder in (page / "runs" / "sweeps").iterdir() if "e10" in (folder / "overrides.txt").read_text()
+    )
+    whole = (sweep / "runs.csv").read_text()
+    try:
+        (sweep / "runs.csv").write_text(whole.replace("done", "pending", 1))
+        with Composer() as composer:
+            found = grid(composer, line, sweep)
+    finally:
+        (sweep / "runs.csv").write_text(whole)
+    assert not found.is_whole
+    assert found.rows == ("feddle", "feddle_joint", "calibrated_finetune", "fedavg_server_finetune")
+    assert accuracy_sheet(found).body[0][1].endswith("(1/2)")
