@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from hybridfl.data.augmentation import Augment
 from hybridfl.merging.slices import sliced
 from hybridfl.optimizers import LocalWork, batches, clipped, learning_rates
 from hybridfl.params import Params
+from hybridfl.stateless import run_net
 from hybridfl.types import Apply, Batch, Job, Model, ProbeInput, Result, State
 
 TRAINING_PASSES = 3
@@ -312,11 +313,6 @@ def _applier(bench: Workbench, task: Task, buffers: Params, passes: dict[float, 
         return logits if classes is None else only(logits, classes)
 
     return apply
-
-
-def run_net(net: nn.Module, params: Params, buffers: Params, x: Tensor) -> Tensor:
-    """Logits of the net with these tensors in place of its own; those in ``params`` go first."""
-    return cast(Tensor, torch.func.functional_call(net, {**buffers, **params}, (x,)))
 
 
 def only(logits: Tensor, classes: Tensor) -> Tensor:

@@ -18,11 +18,12 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from hybridfl.executors.batching import Fed, Feed, Selection, Share
 from hybridfl.executors.stacked import Chain, chain
-from hybridfl.local import TRAINING_PASSES, Outcome, Task, Workbench, finished, loss_of, only, run_net
+from hybridfl.local import TRAINING_PASSES, Outcome, Task, Workbench, finished, loss_of, only
 from hybridfl.merging.slices import sliced
 from hybridfl.optimizers import learning_rates
 from hybridfl.parametrization import full
 from hybridfl.params import Params
+from hybridfl.stateless import run_net
 from hybridfl.types import Apply, Batch, State
 
 
