@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from compare_helpers import Outputs
 
 # A shell that starts the suite in the background makes it ignore Ctrl-C, and every process that a test interrupts would
 # inherit that.
@@ -19,3 +20,8 @@ def real() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("HYBRIDFL_DATA is not set to a folder with the real files")
     return Path(root)
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Outputs:
+    return Outputs(tmp_path / "outputs")
