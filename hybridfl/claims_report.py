@@ -11,8 +11,8 @@ from typing import Any
 
 from hybridfl.claims import Claim, Decision, Finding
 from hybridfl.formats import Sheet, shown
+from hybridfl.keys import label
 from hybridfl.study import Study
-from hybridfl.tabulate import label
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """``hybridfl compare``: many runs as one table.
 
-In four steps: find the run folders (``runs.py``), decide which config keys tell the rows apart and put the runs into
-cells (``tabulate.py``, the numbers: ``statistics.py``), write the table (``formats.py``).
+In four steps: find the run folders (``runs.py``), decide which config keys tell the rows apart (``keys.py``), put the
+runs into cells (``tabulate.py``, the numbers: ``statistics.py``), write the table (``formats.py``).
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from hybridfl import statistics
+from hybridfl.keys import label
 from hybridfl.runs import ABSENT
 from hybridfl.statistics import Summary
 from hybridfl.tabulate import (
@@ -24,7 +25,6 @@ from hybridfl.tabulate import (
     OTHERS,
     Options,
     Table,
-    label,
     moves_raw_data,
     read_at,
 )

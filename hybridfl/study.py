@@ -12,9 +12,10 @@ from hybridfl.build import convert
 from hybridfl.claims import Claim
 from hybridfl.config import PATHS, Composer
 from hybridfl.errors import ConfigError, nearest
+from hybridfl.keys import NOT_RESULTS, token
 from hybridfl.preset_sweeps import ONLY
 from hybridfl.runs import FACTS, Run
-from hybridfl.tabulate import NOT_RESULTS, one_a_seed, token
+from hybridfl.tabulate import one_a_seed
 from hybridfl.tuned import METHOD, written
 
 SEEDS = "0,1,2,3,4"
