@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,13 +42,22 @@ def number(text: str | None) -> float:
 
 @dataclass(frozen=True)
 class Curve:
-    """The rows of one scope, in the order of rounds, as columns of text; numbers are parsed when asked for."""
+    """The rows of one scope, in the order of rounds, as lines of text; numbers are parsed when asked for."""
 
-    cells: Mapping[str, Sequence[str]]
+    header: Sequence[str]
+    lines: Sequence[str]
 
-    def column(self, name: str) -> list[float]:
-        """One number per evaluated round; NaN where it is not defined or the column is missing."""
-        return [number(text) for text in self.cells.get(name) or [""] * len(self.cells["round"])]
+    @cached_property
+    def _rows(self) -> list[list[str]]:
+        return [_fields(line) for line in self.lines]
+
+    def column(self, name: str, last: int | None = None) -> list[float]:
+        """One number per evaluated round, or of the ``last`` only; NaN where it is not defined or the column is missing."""
+        if name not in self.header:
+            return [math.nan] * len(self.lines[-last:] if last else self.lines)
+        place = self.header.index(name)
+        rows = [_fields(line) for line in self.lines[-last:]] if last else self._rows
+        return [number(row[place]) for row in rows]
 
     @cached_property
     def rounds(self) -> list[int]:
@@ -55,10 +65,27 @@ class Curve:
         return [int(value) for value in self.column("round")]
 
     @cached_property
+    def last_round(self) -> int:
+        """The last evaluated round."""
+        return int(self.column("round", 1)[0])
+
+    @cached_property
     def bytes(self) -> list[float]:
         """Bytes moved until each evaluation, in all directions; an empty direction counts as none."""
-        directions = zip(*(self.column(name) for name in BYTES), strict=True)
+        return self._moved()
+
+    @cached_property
+    def last_bytes(self) -> float:
+        """Bytes moved until the last evaluation."""
+        return self._moved(1)[0]
+
+    def _moved(self, last: int | None = None) -> list[float]:
+        directions = zip(*(self.column(name, last) for name in BYTES), strict=True)
         return [_sum_of_defined(values) for values in directions]
+
+
+def _fields(line: str) -> list[str]:
+    return next(csv.reader([line])) if '"' in line else line.split(",")
 
 
 def _sum_of_defined(values: Iterable[float]) -> float:
@@ -134,33 +161,36 @@ class Run:
         """The last accuracies, what was sent and where the run is, in a line."""
         curves = self.curves
         said = [f"{scope} {100 * curves[scope].column('accuracy')[-1]:.1f} %" for scope in SHOWN if scope in curves]
-        last = max(curves.values(), key=lambda curve: curve.rounds[-1], default=None)
-        moved = [f"{last.bytes[-1] / 1e6:.1f} MB"] if last and math.isfinite(last.bytes[-1]) else []
+        moved = [f"{self.bytes / 1e6:.1f} MB"] if math.isfinite(self.bytes) else []
         return ", ".join([*([f"accuracy {', '.join(said)}"] if said else []), *moved, str(self.folder)])
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
         """Scope → its rows of ``metrics.csv``; empty before the first evaluation."""
         try:
-            with (self.folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-                lines = csv.reader(file)
-                header = next(lines, [])
-                # a run that is being written may end in half a line
-                rows = [row for row in lines if len(row) == len(header)]
+            text = (self.folder / "metrics.csv").read_text(encoding="utf-8")
         except FileNotFoundError:
             return {}
-        except (OSError, UnicodeDecodeError, csv.Error) as problem:
+        except (OSError, UnicodeDecodeError) as problem:
             raise DataError(f"{self.folder / 'metrics.csv'}: cannot be read ({problem})") from problem
+        title, *lines = text.splitlines() or [""]
+        header = tuple(_fields(title))
         if not {"round", "scope"} <= set(header):
             return {}
-        scope = header.index("scope")
-        scopes: dict[str, list[list[str]]] = {}
-        for row in rows:
-            scopes.setdefault(row[scope], []).append(row)
-        return {
-            name: Curve({title: [row[place] for row in found] for place, title in enumerate(header)})
-            for name, found in scopes.items()
-        }
+        place, commas = header.index("scope"), len(header) - 1
+        scopes: dict[str, list[str]] = {}
+        for line in lines:
+            quoted = _fields(line) if '"' in line else None
+            # a run that is being written may end in half a line
+            if (len(quoted) - 1 if quoted else line.count(",")) == commas:
+                scopes.setdefault((quoted or line.split(",", place + 1))[place], []).append(line)
+        return {name: Curve(header, found) for name, found in scopes.items()}
+
+    @property
+    def bytes(self) -> float:
+        """Bytes moved until the last evaluation of any scope; NaN before the first."""
+        last = max(self.curves.values(), key=lambda curve: curve.last_round, default=None)
+        return last.last_bytes if last else math.nan
 
 
 def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -176,19 +206,21 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file() or (folder / "status.json").is_file()
 
 
-def read_run(folder: Path, job: int | None = None) -> Run:
+def read_run(folder: Path, job: int | None = None, known: dict[str, Any] | None = None) -> Run:
     """The run in ``folder``.
+
+    Args:
+        known: sections of configs read before, by their text; runs that are read with one share what they agree in.
 
     Raises:
         DataError: config or status are there but are not what they claim to be.
     """
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
     config, status = folder / "config.yaml", folder / "status.json"
     path = config
     try:
-        found = yaml.load(config.read_text(encoding="utf-8"), loader) if config.is_file() else {}
+        found = _config(config.read_text(encoding="utf-8"), {} if known is None else known) if config.is_file() else {}
         path = status
         state = json.loads(status.read_text(encoding="utf-8")) if status.is_file() else {}
     except (OSError, ValueError, yaml.YAMLError) as problem:
@@ -196,6 +228,27 @@ def read_run(folder: Path, job: int | None = None) -> Run:
     if not isinstance(found or {}, dict) or not isinstance(state, dict):
         raise DataError(f"{folder}: config.yaml and status.json must hold one mapping each")
     return Run(folder, found or {}, state, job)
+
+
+def _config(text: str, known: dict[str, Any]) -> Any:
+    """A config, each of its sections parsed once: runs of a sweep differ in few of them, and YAML is slow.
+
+    A section is a key that begins a line, with all below it that does not; a text that cannot be cut so is parsed whole.
+    """
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
+    found: dict[str, Any] = {}
+    for section in re.split(r"\n(?=\w)", text):
+        if section not in known:
+            try:
+                known[section] = yaml.load(section, loader) if re.match(r"\w+:\s", section + "\n") else None
+            except yaml.YAMLError:
+                known[section] = None
+        if known[section] is None:
+            return yaml.load(text, loader)
+        found |= known[section]
+    return found
 
 
 def newest(attempts: Iterable[Run]) -> Run:
@@ -217,12 +270,13 @@ def find_runs(paths: Sequence[Path], warn: Callable[[str], None] = to_stderr) ->
     """
     left_out: Counter[str] = Counter()
     found_in = [entry for path in paths for entry in _folders(path, left_out)]
-    jobs = [folder for folder, in_sweep in found_in if in_sweep]
-    attempts: dict[str, list[Run]] = {}
     # a dict keeps the order and drops repetitions
-    for place, folder in enumerate(dict.fromkeys([*jobs, *(folder for folder, _ in found_in)])):
+    jobs = dict.fromkeys(folder for folder, in_sweep in found_in if in_sweep)
+    attempts: dict[str, list[Run]] = {}
+    known: dict[str, Any] = {}
+    for place, folder in enumerate(jobs | dict.fromkeys(folder for folder, _ in found_in)):
         try:
-            found = read_run(folder, place if place < len(set(jobs)) else None)
+            found = read_run(folder, place if place < len(jobs) else None, known)
         except DataError:
             left_out["unreadable"] += 1
             continue

@@ -132,7 +132,7 @@ def check_columns(runs: Sequence[Run], options: Options) -> None:
         raise HybridflError("None of the finished runs has an evaluation in its metrics.csv.")
     if options.scope not in scopes:
         raise ConfigError("--scope", f"no run has the scope '{options.scope}'. {nearest(options.scope, scopes)}")
-    metrics = {name for run in runs for curve in run.curves.values() for name in curve.cells} - {"round", "scope"}
+    metrics = {name for run in runs for curve in run.curves.values() for name in curve.header} - {"round", "scope"}
     if any(run.matrix(options.scope) for run in runs):
         metrics |= OF_STREAMS.keys()
     if options.metric not in metrics:
@@ -203,6 +203,9 @@ def read_at(run: Run, scope: str, metric: str, at: str) -> float:
     curve = run.curves.get(scope)
     if curve is None:
         return MISSING
+    window = 1 if at == "last" else statistics.WINDOW
+    if at != "best" and len(run.tasks) == 1:
+        return statistics.tail_mean(curve.column(metric, window), window)
     values = in_last_task(run, curve, metric)
     if at == "best":
         personal = scope.partition("/")[0] in ("clients", "served")
@@ -210,12 +213,14 @@ def read_at(run: Run, scope: str, metric: str, at: str) -> float:
         told = in_last_task(run, validation, "accuracy") if validation else {}
         best = statistics.best_round(list(told), list(told.values()))
         return MISSING if best is None else values.get(best, MISSING)
-    return statistics.tail_mean(list(values.values()), 1 if at == "last" else statistics.WINDOW)
+    return statistics.tail_mean(list(values.values()), window)
 
 
 def in_last_task(run: Run, curve: Curve, metric: str) -> dict[int, float]:
     """Round → number, of the evaluations during the last task; of all where there is one task."""
     last = len(run.tasks) - 1
+    if not last:
+        return dict(zip(curve.rounds, curve.column(metric), strict=True))
     columns = zip(curve.rounds, curve.column(metric), strict=True)
     return {round: value for round, value in columns if run.tasks.at(round - 1) == last}
 
@@ -224,7 +229,6 @@ def observe(run: Run, options: Options) -> Observation:
     """What the statistics need to know of a run."""
     curve = run.curves.get(options.scope)
     split, seed = run.status.get("split"), token(run.value("seed"))
-    last = max(run.curves.values(), key=lambda curve: curve.rounds[-1], default=None)
     points = zip(curve.rounds, curve.column("accuracy"), curve.bytes, strict=True) if curve else ()
     counting = in_last_task(run, curve, "accuracy") if curve else {}
     return Observation(
@@ -233,7 +237,7 @@ def observe(run: Run, options: Options) -> Observation:
         value=read_at(run, options.scope, options.metric, options.at),
         accuracy=read_at(run, options.scope, "accuracy", options.at),
         curve=[point for point in points if point[0] in counting],
-        bytes=last.bytes[-1] if last else MISSING,
+        bytes=run.bytes,
     )
 
 
