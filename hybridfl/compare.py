@@ -15,6 +15,7 @@ from hybridfl.errors import ConfigError, nearest
 from hybridfl.formats import FORMATS
 from hybridfl.runs import find_runs, to_stderr
 from hybridfl.tabulate import AT, AUTO, OF_STREAMS, Options, tabulate
+from hybridfl.where import chosen
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rows", default=default.rows, metavar="KEY[,KEY]", help="config keys, one row a value (default: %(default)s)")
     add("--cols", default=default.cols, metavar="KEY", help="config key, one column a value")
     add("--format", default=default.format, metavar="|".join(FORMATS), help="default: %(default)s")
+    add(
+        "--where",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="only runs with key=value[,value], or a condition with !=, >=, <=, >, <; repeatable, all must hold",
+    )
     add("--reference", metavar="NAME", help="row to take differences to (default: fedavg, else the first row)")
     add("--target", type=float, metavar="ACCURACY", help="in (0, 1] (default: 90 %% of the best row's accuracy)")
 
@@ -66,5 +74,6 @@ def render(paths: Sequence[Path | str], options: Options | None = None, warn: Ca
             raise ConfigError(f"--{name}", f"'{given}' is unknown. {nearest(given, valid)}")
     if options.target is not None and not 0 < options.target <= 1:
         raise ConfigError("--target", f"{options.target:g} is not an accuracy in (0, 1], such as 0.85.")
-    table = tabulate(find_runs([Path(path) for path in paths], warn), options, warn)
+    runs = chosen(find_runs([Path(path) for path in paths], warn), options.where, warn)
+    table = tabulate(runs, options, warn)
     return FORMATS[options.format](table)

@@ -58,6 +58,7 @@ class Options:
     format: str = "terminal"
     reference: str | None = None
     target: float | None = None
+    where: Sequence[str] = ()
 
 
 @dataclass
