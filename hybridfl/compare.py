@@ -14,6 +14,7 @@ from pathlib import Path
 from hybridfl.errors import ConfigError, nearest
 from hybridfl.formats import FORMATS
 from hybridfl.runs import find_runs, to_stderr
+from hybridfl.significance import CORRECTIONS, INTERVALS
 from hybridfl.tabulate import AT, AUTO, OF_STREAMS, Options, tabulate
 from hybridfl.where import chosen
 
@@ -45,6 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CONDITION",
         help="only runs with key=value[,value], or a condition with !=, >=, <=, >, <; repeatable, all must hold",
     )
+    add(
+        "--interval",
+        metavar="|".join(INTERVALS),
+        help="of the paired differences to the reference, with p values (default: t, without)",
+    )
+    add(
+        "--correct",
+        metavar="|".join(CORRECTIONS),
+        help="intervals and p values for all differences of the table together (default: none, each by itself)",
+    )
     add("--reference", metavar="NAME", help="row to take differences to (default: fedavg, else the first row)")
     add("--target", type=float, metavar="ACCURACY", help="in (0, 1] (default: 90 %% of the best row's accuracy)")
 
@@ -69,8 +80,9 @@ def render(paths: Sequence[Path | str], options: Options | None = None, warn: Ca
         HybridflError: no run is finished.
     """
     options = options or Options()
-    for name, valid in (("at", (*AT, AUTO)), ("format", tuple(FORMATS))):
-        if (given := getattr(options, name)) not in valid:
+    choices = {"at": (*AT, AUTO), "format": FORMATS, "interval": INTERVALS, "correct": CORRECTIONS}
+    for name, valid in choices.items():
+        if (given := getattr(options, name)) not in (None, *valid):
             raise ConfigError(f"--{name}", f"'{given}' is unknown. {nearest(given, valid)}")
     if options.target is not None and not 0 < options.target <= 1:
         raise ConfigError("--target", f"{options.target:g} is not an accuracy in (0, 1], such as 0.85.")

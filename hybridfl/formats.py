@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hybridfl import statistics
 from hybridfl.keys import label
 from hybridfl.runs import ABSENT
+from hybridfl.significance import CORRECTIONS, FEW
 from hybridfl.statistics import Summary
 from hybridfl.tabulate import (
     AT,
@@ -36,17 +37,29 @@ def as_csv(table: Table) -> str:
     """Raw numbers, one line a row and column; empty where a number is not defined."""
     options, text = table.options, io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*table.keys, *([options.cols] if options.cols else []), *CSV_NUMBERS, *CSV_CONTEXT])
+    tested = ["p", "interval", "correct"] if options.tested else []
+    writer.writerow([*table.keys, *([options.cols] if options.cols else []), *CSV_NUMBERS, *CSV_CONTEXT, *tested])
     context = ["" if math.isnan(table.target) else table.target, options.metric, options.scope, options.at]
     for row in table.rows:
         for col, value in table.cols.items():
             if col in row.summaries:
                 names = [*row.values, *([value] if options.cols else [])]
                 numbers = [getattr(row.summaries[col], name) for name in CSV_NUMBERS]
-                line = ["" if isinstance(number, float) and math.isnan(number) else number for number in numbers]
+                line = list(map(raw_number, numbers))
                 raw = str(moves_raw_data(row.runs[col])).lower()
-                writer.writerow(["" if name is ABSENT else label(name) for name in names] + line + context + [raw])
+                test = [raw_number(row.summaries[col].p), options.interval or "t", options.correct or "none"]
+                writer.writerow([*map(raw_name, names), *line, *context, raw, *(test if tested else [])])
     return text.getvalue().rstrip("\n")
+
+
+def raw_number(value: float | int) -> float | int | str:
+    """A number of a CSV; empty where it is not defined."""
+    return "" if isinstance(value, float) and math.isnan(value) else value
+
+
+def raw_name(value: object) -> str:
+    """A config value of a CSV; empty where a run has no such key."""
+    return "" if value is ABSENT else label(value)
 
 
 @dataclass(frozen=True)
@@ -112,12 +125,27 @@ def summary_columns(table: Table) -> list[tuple[str, list[str]]]:
     goal = "target" if math.isnan(table.target) else f"{100 * table.target:.4g} %"
     if len(cells) > 1:
         columns.append((f"− {table.reference} [95 %]", [difference(cell, options.metric) for cell in cells]))
+        if options.tested:
+            columns.append((p_name(options), [p_value(cell.p) for cell in cells]))
     if has_goal(table):
         columns += [
             (f"rounds to {goal}", [reached(cell) for cell in cells]),
             (f"MB to {goal}", [short(cell.bytes_to_target / 1e6) for cell in cells]),
         ]
     return [*columns, ("MB", [short(cell.bytes / 1e6) for cell in cells])]
+
+
+def p_name(options: Options) -> str:
+    """What the p values are called, with the correction if there is one."""
+    how = CORRECTIONS[options.correct or "none"]
+    return f"p ({how})" if how else "p"
+
+
+def p_value(value: float) -> str:
+    """To three decimals; blank where there was nothing to test."""
+    if not math.isfinite(value):
+        return ""
+    return f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
 def has_goal(table: Table) -> bool:
@@ -187,7 +215,12 @@ def caption(table: Table) -> list[str]:
     else:
         if len(table.rows) > 1:
             pairs = "pairs with the same seed, split, start and clients"
-            lines.append(f"− {table.reference}: mean difference over {pairs}, 95 % t interval.")
+            lines.append(f"− {table.reference}: mean difference over {pairs}, {how_tested(table)}.")
+            fewest = min(
+                (cell.pairs for row in table.rows for cell in row.summaries.values() if cell.pairs), default=FEW
+            )
+            if options.interval == "bootstrap" and fewest < FEW:
+                lines.append(f"A bootstrap of {fewest} pairs is too narrow, and its p values too small: t is safer.")
         if math.isfinite(table.target) and has_goal(table):
             whose = " = 90 % of the best mean" if options.target is None else ""
             goal = f"Target: accuracy {100 * table.target:.4g} %{whose}"
@@ -199,6 +232,22 @@ def caption(table: Table) -> list[str]:
     if any(moves_raw_data(row.all_runs) for row in table.rows):
         lines.append(f"{DAGGER} moves raw data to another owner.")
     return lines
+
+
+def how_tested(table: Table) -> str:
+    """What the intervals and p values of the differences are."""
+    options = table.options
+    kind = options.interval or "t"
+    if not options.tested:
+        return "95 % t interval"
+    family = sum(math.isfinite(cell.p) for row in table.rows for cell in row.summaries.values())
+    all_of_them = f"the {family} differences of this table" if family > 1 else "the one difference of this table"
+    return {
+        "none": f"95 % {kind} interval and two-sided p value, each by itself",
+        "holm": f"{kind} intervals and p values that hold for {all_of_them} together at 95 % (Holm)",
+        "bh": f"{kind} intervals and p values with at most 5 % false findings expected among {all_of_them} "
+        "that are significant (Benjamini–Hochberg)",
+    }[options.correct or "none"]
 
 
 def of_streams(options: Options) -> list[str]:
@@ -262,6 +311,7 @@ LATEX = {char: "\\" + char for char in "&%$#_{}"} | {
     "≥": r"$\ge$",
     "≤": r"$\le$",
     ">": r"$>$",
+    "<": r"$<$",
     "−": r"$-$",
     "–": "--",
     "…": r"\dots{}",

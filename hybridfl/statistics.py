@@ -45,14 +45,24 @@ def bootstrap_interval(values: Sequence[float], confidence: float = 0.95, draws:
 
     It assumes no normal distribution, but for few values it is too narrow: that of two is from one to the other.
     """
-    if len(values) < 2:
-        return MISSING, MISSING
+    return quantile_interval(bootstrap_means(values, draws), confidence) if len(values) > 1 else (MISSING, MISSING)
+
+
+def bootstrap_means(values: Sequence[float], draws: int = 10_000) -> list[float]:
+    """Means of ``draws`` resamples, in order; the same at every call."""
     import numpy as np
 
     from hybridfl.rng import stream
 
     given = np.asarray(values, dtype=float)
     means = given[stream(0, "bootstrap").integers(len(given), size=(draws, len(given)))].mean(axis=1)
+    return np.sort(means).tolist()  # type: ignore[no-any-return]
+
+
+def quantile_interval(means: Sequence[float], confidence: float) -> tuple[float, float]:
+    """What the middle ``confidence`` of ``means`` lies between."""
+    import numpy as np
+
     low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return float(low), float(high)
 
@@ -93,7 +103,8 @@ class Summary:
     """One cell of the table; NaN where a number is not defined.
 
     ``low`` and ``high`` bound the 95 % interval of ``difference``, the mean over ``pairs`` pairs. ``rounds_to_target``
-    and ``bytes_to_target`` are means over the ``reached`` of ``runs`` runs that reach the target.
+    and ``bytes_to_target`` are means over the ``reached`` of ``runs`` runs that reach the target. ``p`` is the difference's p
+    value, corrected as asked.
     """
 
     runs: int
@@ -108,6 +119,7 @@ class Summary:
     reached: int
     bytes_to_target: float
     bytes: float
+    p: float = MISSING
 
 
 def paired(ours: Iterable[Observation], theirs: Iterable[Observation]) -> list[tuple[Observation, Observation]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hybridfl import statistics
+from hybridfl import significance, statistics
 from hybridfl.errors import ConfigError, HybridflError, nearest
 from hybridfl.forgetting import forgetting, forgetting_learned
 from hybridfl.keys import check_key, label, rows_of, token
@@ -59,6 +59,13 @@ class Options:
     reference: str | None = None
     target: float | None = None
     where: Sequence[str] = ()
+    interval: str | None = None
+    correct: str | None = None
+
+    @property
+    def tested(self) -> bool:
+        """Whether p values stand beside the differences."""
+        return self.interval is not None or self.correct is not None
 
 
 @dataclass
@@ -120,10 +127,24 @@ def tabulate(runs: Sequence[Run], options: Options, warn: Callable[[str], None] 
     for row in rows:
         other = row.reference.observations if row.reference and row.reference is not row else {}
         row.summaries = {col: summarise(cell, other.get(col, ()), target) for col, cell in row.observations.items()}
+    if options.tested:
+        decide_differences(rows, options)
     warn_of_gaps(rows, options, warn)
     values = [run.value(options.cols) for run in runs] if options.cols else []
     cols = {token(value): value for value in sorted(values, key=_natural)} or {"": None}
     return Table(options, keys, cols, rows, target, reference, stream)
+
+
+def decide_differences(rows: Sequence[Row], options: Options) -> None:
+    """Intervals and p values of all differences to the reference, which are one family."""
+    cells = [(row, col) for row in rows for col in row.summaries]
+    samples = []
+    for row, col in cells:
+        other = row.reference.observations.get(col, []) if row.reference and row.reference is not row else []
+        samples.append(statistics.paired_differences(row.observations[col], other))
+    found = significance.paired_tests(samples, options.interval or "t", options.correct or "none")
+    for (row, col), test in zip(cells, found, strict=True):
+        row.summaries[col] = replace(row.summaries[col], p=test.p, low=test.low, high=test.high)
 
 
 def check_columns(runs: Sequence[Run], options: Options) -> None:
