@@ -38,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--rows", default=default.rows, metavar="KEY[,KEY]", help="config keys, one row a value (default: %(default)s)")
     add("--cols", default=default.cols, metavar="KEY", help="config key, one column a value")
+    add(
+        "--pivot",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="as --cols, one column a combination of values if repeated; what is not worse than the best is marked too",
+    )
     add("--format", default=default.format, metavar="|".join(FORMATS), help="default: %(default)s")
     add(
         "--where",

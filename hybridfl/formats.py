@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from hybridfl import statistics
 from hybridfl.keys import label
+from hybridfl.pivots import against_best, best_rows, marked, usual_seeds
 from hybridfl.runs import ABSENT
 from hybridfl.significance import CORRECTIONS, FEW
 from hybridfl.statistics import Summary
@@ -21,9 +22,9 @@ from hybridfl.tabulate import (
     CSV_NUMBERS,
     DAGGER,
     FRACTIONS,
-    HIGHER_IS_BETTER,
     OF_STREAMS,
     OTHERS,
+    Column,
     Options,
     Table,
     moves_raw_data,
@@ -38,17 +39,22 @@ def as_csv(table: Table) -> str:
     options, text = table.options, io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     tested = ["p", "interval", "correct"] if options.tested else []
-    writer.writerow([*table.keys, *([options.cols] if options.cols else []), *CSV_NUMBERS, *CSV_CONTEXT, *tested])
+    ranked = ["best", "p_to_best"] if options.pivot else []
+    p_to_best = against_best(table) if ranked else {}
+    best = marked(table, p_to_best) if ranked else set()
+    writer.writerow([*table.keys, *options.columns, *CSV_NUMBERS, *CSV_CONTEXT, *tested, *ranked])
     context = ["" if math.isnan(table.target) else table.target, options.metric, options.scope, options.at]
-    for row in table.rows:
-        for col, value in table.cols.items():
+    for place, row in enumerate(table.rows):
+        for col, values in table.cols.items():
             if col in row.summaries:
-                names = [*row.values, *([value] if options.cols else [])]
+                names = [*row.values, *values]
                 numbers = [getattr(row.summaries[col], name) for name in CSV_NUMBERS]
                 line = list(map(raw_number, numbers))
                 raw = str(moves_raw_data(row.runs[col])).lower()
                 test = [raw_number(row.summaries[col].p), options.interval or "t", options.correct or "none"]
-                writer.writerow([*map(raw_name, names), *line, *context, raw, *(test if tested else [])])
+                mark = [str((place, col) in best).lower(), raw_number(p_to_best.get((place, col), math.nan))]
+                more = [*(test if tested else []), *(mark if ranked else [])]
+                writer.writerow([*map(raw_name, names), *line, *context, raw, *more])
     return text.getvalue().rstrip("\n")
 
 
@@ -75,47 +81,49 @@ class Sheet:
 
 def as_sheet(table: Table) -> Sheet:
     """What the three formats for people have in common."""
-    columns = pivot_columns(table) if table.options.cols else summary_columns(table)
+    columns = pivot_columns(table) if table.options.columns else summary_columns(table)
     names = [[label(value) for value in row.values] for row in table.rows]
-    marked = table.keys.index("method") if "method" in table.keys else 0
+    named = table.keys.index("method") if "method" in table.keys else 0
     for row, cells in zip(table.rows, names, strict=True):
-        cells[marked] += DAGGER if table.options.cols != "method" and moves_raw_data(row.all_runs) else ""
+        cells[named] += DAGGER if "method" not in table.options.columns and moves_raw_data(row.all_runs) else ""
     body = [cells + [column[i] for _, column in columns] for i, cells in enumerate(names)]
     left = len(table.keys)
     # the means stand in all columns of a pivot, else in the second one, after the seeds
-    places = {col: left + i for i, col in enumerate(table.cols)} if table.options.cols else {"": left + 1}
-    bold = {(row, place) for col, place in places.items() for row in best_rows(table, col)}
+    places: dict[Column, int] = (
+        {col: left + i for i, col in enumerate(table.cols)} if table.options.columns else {(): left + 1}
+    )
+    best = (
+        marked(table, against_best(table))
+        if table.options.pivot
+        else [(i, col) for col in table.cols for i in best_rows(table, col)]
+    )
+    bold = {(row, places[col]) for row, col in best}
     return Sheet([*table.keys, *(name for name, _ in columns)], body, bold, caption(table), left)
 
 
-def best_rows(table: Table, col: str) -> list[int]:
-    """The rows with the best mean of a column; none if there is nothing to choose from."""
-    sign = 1 if table.options.metric in HIGHER_IS_BETTER else -1
-    rivals = [
-        (i, row) for i, row in enumerate(table.rows) if col in row.summaries and not moves_raw_data(row.runs[col])
-    ]
-    means = {i: sign * row.summaries[col].mean for i, row in rivals}
-    means = {i: mean for i, mean in means.items() if math.isfinite(mean)}
-    return [i for i, mean in means.items() if mean == max(means.values())] if len(means) > 1 else []
-
-
 def pivot_columns(table: Table) -> list[tuple[str, list[str]]]:
-    """One column a value of the column key; a cell holds mean ± sd."""
-    metric = table.options.metric
+    """One column a value of the column key, or a combination of several; a cell holds mean ± sd."""
+    options = table.options
+    usual = usual_seeds(table) if options.pivot else None
+
+    def cell(found: Summary) -> str:
+        number = f" (n={found.seeds})" if usual is not None and found.seeds != usual else ""
+        return spread(found, options.metric) + number
+
     raw = {col for row in table.rows for col, cell in row.runs.items() if moves_raw_data(cell)}
     return [
         (
-            label(value) + (DAGGER if table.options.cols == "method" and col in raw else ""),
-            [spread(row.summaries[col], metric) if col in row.summaries else "" for row in table.rows],
+            " / ".join(map(label, values)) + (DAGGER if "method" in options.columns and col in raw else ""),
+            [cell(row.summaries[col]) if col in row.summaries else "" for row in table.rows],
         )
-        for col, value in table.cols.items()
+        for col, values in table.cols.items()
     ]
 
 
 def summary_columns(table: Table) -> list[tuple[str, list[str]]]:
     """Everything about one column: the chosen number, its neighbours, the difference, what it cost to get there."""
     options = table.options
-    cells = [row.summaries[""] for row in table.rows]
+    cells = [row.summaries[()] for row in table.rows]
     columns = [
         ("seeds", [str(cell.seeds) for cell in cells]),
         (f"{options.metric} {options.scope}", [spread(cell, options.metric) for cell in cells]),
@@ -158,7 +166,7 @@ def other_scopes(table: Table) -> list[tuple[str, list[str]]]:
     columns = []
     for scope, metric in OTHERS:
         if (scope, metric) != (table.options.scope, "accuracy"):
-            values = [[read_at(run, scope, metric, table.options.at) for run in row.runs[""]] for row in table.rows]
+            values = [[read_at(run, scope, metric, table.options.at) for run in row.runs[()]] for row in table.rows]
             means = [statistics.mean_sd([v for v in row if math.isfinite(v)])[0] for row in values]
             if any(map(math.isfinite, means)):
                 columns.append((other_name(scope, metric), [shown(mean, metric) for mean in means]))
@@ -209,7 +217,9 @@ def caption(table: Table) -> list[str]:
     options = table.options
     unit = " in %" if options.metric in FRACTIONS else ""
     lines = [f"{options.metric}{unit}, scope {options.scope}, {AT[options.at]}; mean ± sd over seeds."]
-    if options.cols:
+    if options.pivot:
+        lines += of_pivot(table)
+    elif options.cols:
         seeds = sorted({cell.seeds for row in table.rows for cell in row.summaries.values()})
         lines.append(f"Columns: {options.cols}. Seeds a cell: {'–'.join(map(str, sorted({seeds[0], seeds[-1]})))}.")
     else:
@@ -231,6 +241,23 @@ def caption(table: Table) -> list[str]:
         lines += of_streams(options)
     if any(moves_raw_data(row.all_runs) for row in table.rows):
         lines.append(f"{DAGGER} moves raw data to another owner.")
+    return lines
+
+
+def of_pivot(table: Table) -> list[str]:
+    """What a reader must know of the columns of a pivot, and of what is bold there."""
+    options, tests = table.options, against_best(table)
+    usual, differ = usual_seeds(table), len({cell.seeds for row in table.rows for cell in row.summaries.values()}) > 1
+    seeds = f"{usual} seed{'' if usual == 1 else 's'} a cell{', or n' if differ else ''}"
+    lines = [f"Columns: {' / '.join(options.columns)}. {seeds}."]
+    tested = sum(math.isfinite(p) for p in tests.values())
+    how = f"paired {options.interval or 't'} test, 5 %"
+    if options.correct not in (None, "none"):
+        how += f", {CORRECTIONS[options.correct or 'none']} over the {tested} comparisons of this table"
+    if tested:
+        lines.append(f"Bold: the best of a column, and those not significantly different from it ({how}).")
+    elif tests:
+        lines.append("Bold: the best of a column; without two pairs nothing is tested.")
     return lines
 
 

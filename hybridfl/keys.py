@@ -68,18 +68,18 @@ def _follows_seed(key: str, runs: Sequence[Run]) -> bool:
     return key.endswith("seed") and all(run.value(key) in (None, run.value("seed")) for run in runs)
 
 
-def rows_of(runs: Sequence[Run], rows: Sequence[str], cols: str | None, warn: Callable[[str], None]) -> list[str]:
+def rows_of(runs: Sequence[Run], rows: Sequence[str], cols: Sequence[str], warn: Callable[[str], None]) -> list[str]:
     """The row keys: those asked for, and every other key in which the runs differ.
 
     A key is not added if it is a member of a group whose name is already in the table (``dataset.classes`` of
-    ``dataset``), or if it belongs to the column and would only tear the rows apart.
+    ``dataset``), or if it belongs to the columns and would only tear the rows apart.
     """
     chosen, added, untold = list(rows), [], []
     for key in differing_keys(runs):
-        shown = [*chosen, *([cols] if cols else [])]
+        shown = [*chosen, *cols]
         if key in shown or any(_implied(key, by, runs) for by in shown):
             continue
-        if cols and _decided(key, shown, runs) and (_decided(key, [cols], runs) or not _decided(key, chosen, runs)):
+        if cols and _decided(key, shown, runs) and (_decided(key, cols, runs) or not _decided(key, chosen, runs)):
             untold.append(key)
             continue
         chosen.append(key)

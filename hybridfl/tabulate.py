@@ -6,7 +6,6 @@ Nothing is averaged but seeds. Which keys make rows is decided in ``keys.py``, t
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -59,6 +58,7 @@ class Options:
     reference: str | None = None
     target: float | None = None
     where: Sequence[str] = ()
+    pivot: Sequence[str] = ()
     interval: str | None = None
     correct: str | None = None
 
@@ -67,15 +67,30 @@ class Options:
         """Whether p values stand beside the differences."""
         return self.interval is not None or self.correct is not None
 
+    @property
+    def columns(self) -> list[str]:
+        """The config keys that make columns."""
+        return [self.cols] if self.cols else listed(*self.pivot)
+
+
+Column = tuple[str, ...]
+"""A column by the tokens of its values, one for each of the keys that make columns; ``()`` where none does."""
+
+
+def listed(*given: str) -> list[str]:
+    """The keys of options that take several, parted by commas."""
+    keys = [part.strip() for text in given for part in text.split(",") if part.strip()]
+    return list(dict.fromkeys("method" if key == "method.name" else key for key in keys))
+
 
 @dataclass
 class Row:
     """One row: the values of its keys, its runs by column, and what the statistics say about them."""
 
     values: tuple[Any, ...]
-    runs: dict[str, list[Run]]
-    observations: dict[str, list[Observation]] = field(default_factory=dict)
-    summaries: dict[str, Summary] = field(default_factory=dict)
+    runs: dict[Column, list[Run]]
+    observations: dict[Column, list[Observation]] = field(default_factory=dict)
+    summaries: dict[Column, Summary] = field(default_factory=dict)
     reference: Row | None = None
 
     @property
@@ -86,15 +101,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All numbers, before any format; ``cols`` maps the token of a column to its value, ``""`` where there is one.
+    """All numbers, before any format.
 
     Attributes:
+        cols: the columns, with the values they stand for.
         stream: whether a run has several tasks.
     """
 
     options: Options
     keys: list[str]
-    cols: dict[str, Any]
+    cols: dict[Column, tuple[Any, ...]]
     rows: list[Row]
     target: float
     reference: str
@@ -110,13 +126,17 @@ def tabulate(runs: Sequence[Run], options: Options, warn: Callable[[str], None] 
     stream = any(len(run.tasks) > 1 for run in runs)
     if options.at == AUTO:
         options = replace(options, at="last" if stream else "mean10")
-    asked = [re.sub(r"^method\.name$", "method", key.strip()) for key in options.rows.split(",") if key.strip()]
-    asked = asked or ["method"]
-    for option, key in [*(("--rows", key) for key in asked), *([("--cols", options.cols)] if options.cols else [])]:
-        check_key(option, key, runs)
+    asked, columns = listed(options.rows) or ["method"], options.columns
+    for option, given in (("--rows", asked), ("--cols" if options.cols else "--pivot", columns)):
+        for key in given:
+            check_key(option, key, runs)
+    if options.pivot and options.cols:
+        raise ConfigError("--cols", f"got {options.cols} beside --pivot; nearest valid choice: --pivot {options.cols}.")
+    if options.pivot and (both := [key for key in columns if key in asked]):
+        raise ConfigError("--pivot", f"got {both[0]}, which makes the rows; name another, or other rows with --rows.")
     check_columns(runs, options)
-    keys = rows_of(runs, asked, options.cols, warn)
-    rows = group(runs, keys, options.cols, warn)
+    keys = rows_of(runs, asked, columns, warn)
+    rows = group(runs, keys, columns, warn)
     for row in rows:
         row.observations = {col: [observe(run, options) for run in cell] for col, cell in row.runs.items()}
     # An upper bound that moves raw data is no rival: it must not set the others' target, unless there is nothing else.
@@ -130,8 +150,8 @@ def tabulate(runs: Sequence[Run], options: Options, warn: Callable[[str], None] 
     if options.tested:
         decide_differences(rows, options)
     warn_of_gaps(rows, options, warn)
-    values = [run.value(options.cols) for run in runs] if options.cols else []
-    cols = {token(value): value for value in sorted(values, key=_natural)} or {"": None}
+    values = sorted((values_of(run, columns) for run in runs), key=lambda values: list(map(_natural, values)))
+    cols = {tuple(map(token, found)): found for found in values}
     return Table(options, keys, cols, rows, target, reference, stream)
 
 
@@ -170,14 +190,14 @@ def check_columns(runs: Sequence[Run], options: Options) -> None:
         )
 
 
-def group(runs: Sequence[Run], keys: Sequence[str], cols: str | None, warn: Callable[[str], None]) -> list[Row]:
+def group(runs: Sequence[Run], keys: Sequence[str], cols: Sequence[str], warn: Callable[[str], None]) -> list[Row]:
     """The rows with their runs, one run a seed: in the order of a sweep's jobs, or else by name."""
     rows: dict[tuple[str, ...], Row] = {}
     repeated = 0
     for run in runs:
-        values = tuple(run.value(key) for key in keys)
+        values = values_of(run, keys)
         row = rows.setdefault(tuple(map(token, values)), Row(values, {}))
-        row.runs.setdefault(token(run.value(cols)) if cols else "", []).append(run)
+        row.runs.setdefault(tuple(map(token, values_of(run, cols))), []).append(run)
     for row in rows.values():
         for col, cell in row.runs.items():
             row.runs[col] = one_a_seed(cell)
@@ -190,6 +210,11 @@ def group(runs: Sequence[Run], keys: Sequence[str], cols: str | None, warn: Call
         return (min(jobs, default=math.inf), *map(_natural, row.values))
 
     return sorted(rows.values(), key=place)
+
+
+def values_of(run: Run, keys: Sequence[str]) -> tuple[Any, ...]:
+    """What a run has for each key."""
+    return tuple(run.value(key) for key in keys)
 
 
 def one_a_seed(runs: Iterable[Run]) -> list[Run]:
