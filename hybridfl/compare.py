@@ -12,11 +12,13 @@ from dataclasses import fields
 from pathlib import Path
 
 from hybridfl.errors import ConfigError, nearest
-from hybridfl.formats import FORMATS
+from hybridfl.formats import FORMATS, SHEETS
 from hybridfl.runs import find_runs, to_stderr
 from hybridfl.significance import CORRECTIONS, INTERVALS
 from hybridfl.tabulate import AT, AUTO, OF_STREAMS, Options, tabulate
 from hybridfl.where import chosen
+
+PLOTS = (".png", ".svg")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         help="as --cols, one column a combination of values if repeated; what is not worse than the best is marked too",
     )
+    add("--ranks", action="store_true", help="average ranks of the rows over all settings, with critical difference")
+    add("--plot", type=Path, metavar="FILE", help="with --ranks: the diagram, as .png or .svg")
     add("--format", default=default.format, metavar="|".join(FORMATS), help="default: %(default)s")
     add(
         "--where",
@@ -93,6 +97,37 @@ def render(paths: Sequence[Path | str], options: Options | None = None, warn: Ca
             raise ConfigError(f"--{name}", f"'{given}' is unknown. {nearest(given, valid)}")
     if options.target is not None and not 0 < options.target <= 1:
         raise ConfigError("--target", f"{options.target:g} is not an accuracy in (0, 1], such as 0.85.")
+    check_together(options)
     runs = chosen(find_runs([Path(path) for path in paths], warn), options.where, warn)
     table = tabulate(runs, options, warn)
+    if options.ranks:
+        from hybridfl import rank_table
+
+        ranking = rank_table.rank(table)
+        if options.plot:
+            rank_table.draw(ranking, options.plot)
+            warn(f"figure: {options.plot}")
+        return (
+            rank_table.as_csv(ranking)
+            if options.format == "csv"
+            else SHEETS[options.format](rank_table.as_sheet(ranking))
+        )
     return FORMATS[options.format](table)
+
+
+def check_together(options: Options) -> None:
+    """Raises ConfigError if options do not go together, or a figure has no place to be written to."""
+    for name in ("interval", "correct"):
+        if options.ranks and (given := getattr(options, name)) is not None:
+            raise ConfigError(
+                f"--{name}", f"got {given} beside --ranks, whose tests are its own; leave one of them out."
+            )
+    if options.plot is None:
+        return
+    if not options.ranks:
+        raise ConfigError("--plot", f"got {options.plot}, and this table has no figure; --ranks has one.")
+    if options.plot.suffix not in PLOTS:
+        problem = f"got {options.plot}: not a {' or '.join(PLOTS)}"
+        raise ConfigError("--plot", f"{problem}; nearest valid value: {options.plot.with_suffix('.png')}.")
+    if not options.plot.parent.is_dir():
+        raise ConfigError("--plot", f"got {options.plot}: there is no folder {options.plot.parent}.")

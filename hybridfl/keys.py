@@ -91,6 +91,16 @@ def rows_of(runs: Sequence[Run], rows: Sequence[str], cols: Sequence[str], warn:
     return chosen
 
 
+def block_keys(runs: Sequence[Run], rows: Sequence[str]) -> list[str]:
+    """The settings that differ, beside the rows and what belongs to them: those over which rows are compared."""
+    found: list[str] = []
+    for key in differing_keys(runs):
+        own = key in rows or ("method" in rows and key.startswith("method."))
+        if not own and not _decided(key, [*rows, *found], runs) and not any(_implied(key, by, runs) for by in rows):
+            found.append(key)
+    return found
+
+
 def _implied(key: str, by: str, runs: Sequence[Run]) -> bool:
     """Whether ``key`` lies in the group that ``by`` names and follows from that name."""
     group = re.sub(r"\.(name|_target_)$", "", by)

@@ -202,11 +202,12 @@ def power_law(x: Sequence[float], y: Sequence[float]) -> float:
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     """Spearman's rank correlation; equal values share their mean rank. Not defined where all values of a side are equal."""
-    a, b = _ranks(x), _ranks(y)
+    a, b = mid_ranks(x), mid_ranks(y)
     (mean_a, sd_a), (mean_b, sd_b) = mean_sd(a), mean_sd(b)
     products = [(p - mean_a) * (q - mean_b) for p, q in zip(a, b, strict=True)]
     return math.fsum(products) / (len(a) - 1) / sd_a / sd_b if len(a) > 1 and sd_a > 0 and sd_b > 0 else MISSING
 
 
-def _ranks(values: Sequence[float]) -> list[float]:
+def mid_ranks(values: Sequence[float]) -> list[float]:
+    """The place of each value among all, 1 for the least; equal values share their mean rank."""
     return [sum(v < value for v in values) + (sum(v == value for v in values) + 1) / 2 for value in values]

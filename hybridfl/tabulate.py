@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from hybridfl import significance, statistics
 from hybridfl.errors import ConfigError, HybridflError, nearest
 from hybridfl.forgetting import forgetting, forgetting_learned
-from hybridfl.keys import check_key, label, rows_of, token
+from hybridfl.keys import block_keys, check_key, label, rows_of, token
 from hybridfl.runs import ABSENT, Curve, Run, to_stderr
 from hybridfl.statistics import MISSING, WINDOW, Observation, Summary, summarise
 
@@ -61,6 +62,8 @@ class Options:
     pivot: Sequence[str] = ()
     interval: str | None = None
     correct: str | None = None
+    ranks: bool = False
+    plot: Path | None = None
 
     @property
     def tested(self) -> bool:
@@ -126,7 +129,13 @@ def tabulate(runs: Sequence[Run], options: Options, warn: Callable[[str], None] 
     stream = any(len(run.tasks) > 1 for run in runs)
     if options.at == AUTO:
         options = replace(options, at="last" if stream else "mean10")
-    asked, columns = listed(options.rows) or ["method"], options.columns
+    asked = listed(options.rows) or ["method"]
+    if options.ranks and not options.columns:
+        if not (blocks := block_keys(runs, asked)):
+            problem = "the runs differ in no setting beside the rows that ranks could be over"
+            raise ConfigError("--ranks", f"{problem}; nearest valid choice: runs of several settings, or --pivot KEY.")
+        options = replace(options, pivot=blocks)
+    columns = options.columns
     for option, given in (("--rows", asked), ("--cols" if options.cols else "--pivot", columns)):
         for key in given:
             check_key(option, key, runs)
