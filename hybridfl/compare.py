@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from hybridfl.budgets import UNITS, cut
 from hybridfl.errors import ConfigError, nearest
 from hybridfl.formats import FORMATS, SHEETS
 from hybridfl.runs import find_runs, to_stderr
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--at",
         default=default.at,
         metavar="|".join(AT),
-        help="point of the run to read (default: mean10; streams: last)",
+        help="point of the run to read (default: mean10; streams, and with --budget: last)",
     )
     add("--rows", default=default.rows, metavar="KEY[,KEY]", help="config keys, one row a value (default: %(default)s)")
     add("--cols", default=default.cols, metavar="KEY", help="config key, one column a value")
@@ -46,6 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY",
         help="as --cols, one column a combination of values if repeated; what is not worse than the best is marked too",
+    )
+    add(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="COST=AMOUNT",
+        help=f"read every run at its last evaluation within it, as bytes=10MB; {', '.join(UNITS)}; repeatable",
     )
     add("--ranks", action="store_true", help="average ranks of the rows over all settings, with critical difference")
     add("--plot", type=Path, metavar="FILE", help="with --ranks: the diagram, as .png or .svg")
@@ -99,6 +107,7 @@ def render(paths: Sequence[Path | str], options: Options | None = None, warn: Ca
         raise ConfigError("--target", f"{options.target:g} is not an accuracy in (0, 1], such as 0.85.")
     check_together(options)
     runs = chosen(find_runs([Path(path) for path in paths], warn), options.where, warn)
+    runs = cut(runs, options.budget, options.scope, warn)
     table = tabulate(runs, options, warn)
     if options.ranks:
         from hybridfl import rank_table

@@ -40,9 +40,10 @@ def as_csv(table: Table) -> str:
     writer = csv.writer(text, lineterminator="\n")
     tested = ["p", "interval", "correct"] if options.tested else []
     ranked = ["best", "p_to_best"] if options.pivot else []
+    budget = ["budget"] if options.budget else []
     p_to_best = against_best(table) if ranked else {}
     best = marked(table, p_to_best) if ranked else set()
-    writer.writerow([*table.keys, *options.columns, *CSV_NUMBERS, *CSV_CONTEXT, *tested, *ranked])
+    writer.writerow([*table.keys, *options.columns, *CSV_NUMBERS, *CSV_CONTEXT, *tested, *ranked, *budget])
     context = ["" if math.isnan(table.target) else table.target, options.metric, options.scope, options.at]
     for place, row in enumerate(table.rows):
         for col, values in table.cols.items():
@@ -53,7 +54,11 @@ def as_csv(table: Table) -> str:
                 raw = str(moves_raw_data(row.runs[col])).lower()
                 test = [raw_number(row.summaries[col].p), options.interval or "t", options.correct or "none"]
                 mark = [str((place, col) in best).lower(), raw_number(p_to_best.get((place, col), math.nan))]
-                more = [*(test if tested else []), *(mark if ranked else [])]
+                more = [
+                    *(test if tested else []),
+                    *(mark if ranked else []),
+                    *([" ".join(options.budget)] if budget else []),
+                ]
                 writer.writerow([*map(raw_name, names), *line, *context, raw, *more])
     return text.getvalue().rstrip("\n")
 
@@ -217,6 +222,7 @@ def caption(table: Table) -> list[str]:
     options = table.options
     unit = " in %" if options.metric in FRACTIONS else ""
     lines = [f"{options.metric}{unit}, scope {options.scope}, {AT[options.at]}; mean ± sd over seeds."]
+    lines += of_budget(options)
     if options.pivot:
         lines += of_pivot(table)
     elif options.cols:
@@ -242,6 +248,11 @@ def caption(table: Table) -> list[str]:
     if any(moves_raw_data(row.all_runs) for row in table.rows):
         lines.append(f"{DAGGER} moves raw data to another owner.")
     return lines
+
+
+def of_budget(options: Options) -> list[str]:
+    """What a reader must know of runs that are not read at their end."""
+    return [f"Equal budgets: only evaluations within {' '.join(options.budget)} count."] if options.budget else []
 
 
 def of_pivot(table: Table) -> list[str]:

@@ -11,7 +11,7 @@ from string import ascii_letters
 from typing import Any
 
 from hybridfl.errors import HybridflError
-from hybridfl.formats import Sheet, p_value, raw_name, shown
+from hybridfl.formats import Sheet, of_budget, p_value, raw_name, shown
 from hybridfl.keys import label
 from hybridfl.ranking import (
     ALPHA,
@@ -133,9 +133,10 @@ def _caption(ranking: Ranking) -> list[str]:
     f = "infinite" if math.isinf(test.f) else f"{test.f:.3g}"
     lines = [
         f"{options.metric}{unit}, scope {options.scope}, {AT[options.at]}; means over seeds, then over {count} blocks.",
+        *of_budget(options),
         f"Blocks: {keys}. Ranks within each, 1 is best, ties share their mean rank; first in: blocks won or shared.",
         f"Friedman χ² = {test.chi2:.3g}, F({test.degrees[0]}, {test.degrees[1]}) = {f} (Iman and Davenport), "
-        f"p {'< 0.001' if test.p < 0.001 else f'= {p_value(test.p)}'}.",
+        f"p {'< 0.001' if test.p < 0.001 else f'= {p_value(test.p)}'}{' (exact)' if test.exact else ''}.",
         f"Methods that share a letter differ by less than {ranking.difference:.3g}, "
         "Nemenyi's critical difference at 5 % (Demšar 2006).",
     ]

@@ -10,10 +10,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 from hybridfl.statistics import mean_sd, mid_ranks
 
 ALPHA = 0.05
+COUNTED = 1_000_000
+"""Up to so many orders of all blocks but one, the p value is counted: for few blocks that of F is far too small."""
 DIGITS = 12
 """Means that agree to so many decimals are equal: a tie must not be decided by rounding."""
 
@@ -26,13 +29,15 @@ class Friedman:
         chi2: Friedman's statistic, corrected for ties.
         f: Iman and Davenport's, infinite where all blocks have the same order.
         degrees: of freedom of ``f``.
-        p: of ``f``; where all blocks have the same order, the exact chance of that.
+        p: of ``chi2`` among all orders of the ranks within blocks where those can be counted, else of ``f``.
+        exact: whether they could.
     """
 
     chi2: float
     f: float
     degrees: tuple[int, int]
     p: float
+    exact: bool
 
 
 def block_ranks(values: Sequence[float], higher_is_better: bool) -> list[float]:
@@ -57,15 +62,38 @@ def friedman(ranks: Sequence[Sequence[float]]) -> Friedman:
     between = math.fsum((math.fsum(column) - n * (k + 1) / 2) ** 2 for column in zip(*ranks, strict=True))
     within = math.fsum(rank**2 for row in ranks for rank in row) - n * k * (k + 1) ** 2 / 4
     if within == 0:
-        return Friedman(0.0, 0.0, degrees, 1.0)
+        return Friedman(0.0, 0.0, degrees, 1.0, True)
     chi2 = (k - 1) * between / within
-    if all(list(row) == list(ranks[0]) for row in ranks):
-        ties = math.prod(math.factorial(count) for count in Counter(ranks[0]).values())
-        return Friedman(chi2, math.inf, degrees, float(math.factorial(k) // ties) ** (1 - n))
+    agreed = all(list(row) == list(ranks[0]) for row in ranks)
+    f = math.inf if agreed else (n - 1) * chi2 / (n * (k - 1) - chi2)
+    if agreed:
+        return Friedman(chi2, f, degrees, float(_orders(ranks[0])) ** (1 - n), True)
+    if math.prod(map(_orders, ranks[1:])) <= COUNTED:
+        return Friedman(chi2, f, degrees, _exact(ranks), True)
     from scipy.special import fdtrc
 
-    f = (n - 1) * chi2 / (n * (k - 1) - chi2)
-    return Friedman(chi2, f, degrees, float(fdtrc(*degrees, f)))
+    return Friedman(chi2, f, degrees, float(fdtrc(*degrees, f)), False)
+
+
+def _orders(ranks: Sequence[float]) -> int:
+    """In how many ways the ranks of a block can be dealt out."""
+    return math.factorial(len(ranks)) // math.prod(map(math.factorial, Counter(ranks).values()))
+
+
+def _exact(ranks: Sequence[Sequence[float]]) -> float:
+    """The chance that sums of ranks differ as much as they do, or more, if every order within a block is as likely.
+
+    The first block can stay as it is, and sums that are a permutation of each other go on in the same way.
+    """
+    doubled = [[round(2 * rank) for rank in row] for row in ranks]  # whole numbers, mid-ranks too
+    ways = Counter({tuple(sorted(doubled[0])): 1})
+    for row in doubled[1:]:
+        orders, before, ways = set(permutations(row)), ways, Counter()
+        for sums, count in before.items():
+            for order in orders:
+                ways[tuple(sorted(map(int.__add__, sums, order)))] += count
+    seen = sum(sum(column) ** 2 for column in zip(*doubled, strict=True))
+    return sum(count for sums, count in ways.items() if sum(total**2 for total in sums) >= seen) / ways.total()
 
 
 def critical_difference(methods: int, blocks: int) -> float:

@@ -11,8 +11,10 @@ import json
 import math
 import re
 import sys
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,6 +65,10 @@ class Curve:
     def rounds(self) -> list[int]:
         """The evaluated rounds."""
         return [int(value) for value in self.column("round")]
+
+    def until(self, round: int) -> Curve:
+        """The evaluations up to a round."""
+        return Curve(self.header, self.lines[: bisect_right(self.rounds, round)])
 
     @cached_property
     def last_round(self) -> int:
@@ -185,6 +191,13 @@ class Run:
             if (len(quoted) - 1 if quoted else line.count(",")) == commas:
                 scopes.setdefault((quoted or line.split(",", place + 1))[place], []).append(line)
         return {name: Curve(header, found) for name, found in scopes.items()}
+
+    def until(self, round: int) -> Run:
+        """The run as it stood after an evaluated round."""
+        as_it_stood = copy(self)
+        curves = {scope: curve.until(round) for scope, curve in self.curves.items()}
+        vars(as_it_stood)["curves"] = {scope: curve for scope, curve in curves.items() if curve.lines}
+        return as_it_stood
 
     @property
     def bytes(self) -> float:

@@ -64,6 +64,7 @@ class Options:
     correct: str | None = None
     ranks: bool = False
     plot: Path | None = None
+    budget: Sequence[str] = ()
 
     @property
     def tested(self) -> bool:
@@ -128,7 +129,7 @@ def tabulate(runs: Sequence[Run], options: Options, warn: Callable[[str], None] 
     """
     stream = any(len(run.tasks) > 1 for run in runs)
     if options.at == AUTO:
-        options = replace(options, at="last" if stream else "mean10")
+        options = replace(options, at="last" if stream or options.budget else "mean10")
     asked = listed(options.rows) or ["method"]
     if options.ranks and not options.columns:
         if not (blocks := block_keys(runs, asked)):

@@ -37,6 +37,7 @@ def test_a_p_value_by_hand() -> None:
     assert math.isnan(t_p_value([0.1]))
 
 
+@settings(deadline=None)
 @given(samples)
 def test_each_by_itself_is_scipys_test_and_the_interval_of_before(given_samples: list[list[float]]) -> None:
     for sample, test in zip(given_samples, paired_tests(given_samples), strict=True):
@@ -85,7 +86,7 @@ def test_confidences_by_hand() -> None:
     assert confidences([0.01, 0.02], "holm") == pytest.approx([0.975, 0.95])
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(samples, st.sampled_from(["none", "holm", "bh"]), st.sampled_from(["t", "bootstrap"]))
 def test_an_interval_leaves_out_zero_where_its_p_value_is_small(
     given_samples: list[list[float]], correct: str, interval: str
