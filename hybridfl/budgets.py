@@ -38,17 +38,6 @@ class Budget:
     cost: str
     limit: float
 
-    def spent(self, curve: Curve) -> list[float]:
-        """What each evaluation of a curve had cost."""
-        return costs(curve, self.cost)
-
-
-def costs(curve: Curve, cost: str, last: int | None = None) -> list[float]:
-    """What each evaluation of a curve had cost, or the ``last`` only; bytes are those of all directions."""
-    if cost == "bytes":
-        return [curve.last_bytes] if last == 1 else curve.bytes
-    return curve.column("round" if cost == "rounds" else cost, last)
-
 
 def parse(text: str) -> Budget:
     """A budget as typed, such as ``bytes=10MB``, ``macs=1e12``, ``seconds=2min`` or ``rounds=30``.
@@ -115,14 +104,15 @@ def cut(runs: Sequence[Run], given: Sequence[str], scope: str, warn: Callable[[s
 
 def _within(budget: Budget, curve: Curve) -> int:
     """How many evaluations come before the first that costs more, or an unknown amount."""
-    spent = budget.spent(curve)
+    spent = curve.spent(budget.cost)
     return next((place for place, cost in enumerate(spent) if not cost <= budget.limit), len(spent))
 
 
 def _least(budgets: Sequence[Budget], runs: Sequence[Run], scope: str) -> str:
     curves = [curve for run in runs if (curve := run.curves.get(scope))]
     firsts = {
-        budget.cost: [first for curve in curves if math.isfinite(first := budget.spent(curve)[0])] for budget in budgets
+        budget.cost: [first for curve in curves if math.isfinite(first := curve.spent(budget.cost)[0])]
+        for budget in budgets
     }
     least = [f"{cost}={min(found):.15g}" for cost, found in firsts.items() if found]
     return f" The first evaluations are at {' and '.join(least)}." if least else " These runs have not counted it."

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from hybridfl import pareto
 from hybridfl.budgets import UNITS, cut
 from hybridfl.errors import ConfigError, nearest
 from hybridfl.formats import FORMATS, SHEETS
+from hybridfl.pareto import UNITS as PAID
 from hybridfl.runs import find_runs, to_stderr
 from hybridfl.significance import CORRECTIONS, INTERVALS
 from hybridfl.tabulate import AT, AUTO, OF_STREAMS, Options, tabulate
@@ -55,8 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COST=AMOUNT",
         help=f"read every run at its last evaluation within it, as bytes=10MB; {', '.join(UNITS)}; repeatable",
     )
+    add(
+        "--pareto",
+        metavar="|".join(PAID),
+        help="which rows are on the front of the metric against this cost",
+    )
     add("--ranks", action="store_true", help="average ranks of the rows over all settings, with critical difference")
-    add("--plot", type=Path, metavar="FILE", help="with --ranks: the diagram, as .png or .svg")
+    add("--plot", type=Path, metavar="FILE", help="with --ranks or --pareto: a figure, as .png or .svg")
     add("--format", default=default.format, metavar="|".join(FORMATS), help="default: %(default)s")
     add(
         "--where",
@@ -99,7 +106,7 @@ def render(paths: Sequence[Path | str], options: Options | None = None, warn: Ca
         HybridflError: no run is finished.
     """
     options = options or Options()
-    choices = {"at": (*AT, AUTO), "format": FORMATS, "interval": INTERVALS, "correct": CORRECTIONS}
+    choices = {"at": (*AT, AUTO), "format": FORMATS, "interval": INTERVALS, "correct": CORRECTIONS, "pareto": PAID}
     for name, valid in choices.items():
         if (given := getattr(options, name)) not in (None, *valid):
             raise ConfigError(f"--{name}", f"'{given}' is unknown. {nearest(given, valid)}")
@@ -121,6 +128,9 @@ def render(paths: Sequence[Path | str], options: Options | None = None, warn: Ca
             if options.format == "csv"
             else SHEETS[options.format](rank_table.as_sheet(ranking))
         )
+    if options.pareto and options.plot:
+        pareto.draw(table, pareto.fronts(table, options.pareto), options.plot)
+        warn(f"figure: {options.plot}")
     return FORMATS[options.format](table)
 
 
@@ -131,10 +141,15 @@ def check_together(options: Options) -> None:
             raise ConfigError(
                 f"--{name}", f"got {given} beside --ranks, whose tests are its own; leave one of them out."
             )
+    if options.pareto and (options.ranks or options.columns):
+        problem = (
+            f"got {options.pareto} beside {'--ranks' if options.ranks else '--pivot' if options.pivot else '--cols'}"
+        )
+        raise ConfigError("--pareto", f"{problem}; leave one of them out: every setting has a front of its own.")
     if options.plot is None:
         return
-    if not options.ranks:
-        raise ConfigError("--plot", f"got {options.plot}, and this table has no figure; --ranks has one.")
+    if not options.ranks and not options.pareto:
+        raise ConfigError("--plot", f"got {options.plot}, and this table has no figure; --ranks and --pareto have one.")
     if options.plot.suffix not in PLOTS:
         problem = f"got {options.plot}: not a {' or '.join(PLOTS)}"
         raise ConfigError("--plot", f"{problem}; nearest valid value: {options.plot.with_suffix('.png')}.")

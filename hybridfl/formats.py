@@ -1,8 +1,7 @@
-"""A table of ``hybridfl compare`` as text: for a terminal, CSV, Markdown, LaTeX."""
+"""A table of ``hybridfl compare`` as text: for a terminal, Markdown, LaTeX; as CSV in ``table_csv.py``."""
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import re
@@ -12,14 +11,14 @@ from dataclasses import dataclass
 
 from hybridfl import statistics
 from hybridfl.keys import label
+from hybridfl.pareto import UNITS as PAID
+from hybridfl.pareto import fronts
 from hybridfl.pivots import against_best, best_rows, marked, usual_seeds
-from hybridfl.runs import ABSENT
 from hybridfl.significance import CORRECTIONS, FEW
 from hybridfl.statistics import Summary
+from hybridfl.table_csv import as_csv
 from hybridfl.tabulate import (
     AT,
-    CSV_CONTEXT,
-    CSV_NUMBERS,
     DAGGER,
     FRACTIONS,
     OF_STREAMS,
@@ -32,45 +31,6 @@ from hybridfl.tabulate import (
 )
 
 MEGABYTES = "MB: 10⁶ bytes up, down and between peers."
-
-
-def as_csv(table: Table) -> str:
-    """Raw numbers, one line a row and column; empty where a number is not defined."""
-    options, text = table.options, io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    tested = ["p", "interval", "correct"] if options.tested else []
-    ranked = ["best", "p_to_best"] if options.pivot else []
-    budget = ["budget"] if options.budget else []
-    p_to_best = against_best(table) if ranked else {}
-    best = marked(table, p_to_best) if ranked else set()
-    writer.writerow([*table.keys, *options.columns, *CSV_NUMBERS, *CSV_CONTEXT, *tested, *ranked, *budget])
-    context = ["" if math.isnan(table.target) else table.target, options.metric, options.scope, options.at]
-    for place, row in enumerate(table.rows):
-        for col, values in table.cols.items():
-            if col in row.summaries:
-                names = [*row.values, *values]
-                numbers = [getattr(row.summaries[col], name) for name in CSV_NUMBERS]
-                line = list(map(raw_number, numbers))
-                raw = str(moves_raw_data(row.runs[col])).lower()
-                test = [raw_number(row.summaries[col].p), options.interval or "t", options.correct or "none"]
-                mark = [str((place, col) in best).lower(), raw_number(p_to_best.get((place, col), math.nan))]
-                more = [
-                    *(test if tested else []),
-                    *(mark if ranked else []),
-                    *([" ".join(options.budget)] if budget else []),
-                ]
-                writer.writerow([*map(raw_name, names), *line, *context, raw, *more])
-    return text.getvalue().rstrip("\n")
-
-
-def raw_number(value: float | int) -> float | int | str:
-    """A number of a CSV; empty where it is not defined."""
-    return "" if isinstance(value, float) and math.isnan(value) else value
-
-
-def raw_name(value: object) -> str:
-    """A config value of a CSV; empty where a run has no such key."""
-    return "" if value is ABSENT else label(value)
 
 
 @dataclass(frozen=True)
@@ -145,7 +105,14 @@ def summary_columns(table: Table) -> list[tuple[str, list[str]]]:
             (f"rounds to {goal}", [reached(cell) for cell in cells]),
             (f"MB to {goal}", [short(cell.bytes_to_target / 1e6) for cell in cells]),
         ]
-    return [*columns, ("MB", [short(cell.bytes / 1e6) for cell in cells])]
+    columns.append(("MB", [short(cell.bytes / 1e6) for cell in cells]))
+    if options.pareto:
+        points = fronts(table, options.pareto).points
+        if options.pareto != "bytes":
+            unit, size = PAID[options.pareto]
+            columns.append((unit, [short(point.cost / size) for point in points]))
+        columns.append(("front", ["●" if point.front else "" for point in points]))
+    return columns
 
 
 def p_name(options: Options) -> str:
@@ -243,6 +210,8 @@ def caption(table: Table) -> list[str]:
             lines.append(f"{goal}; (k/n): k of n runs reach it. {MEGABYTES}")
         elif table.stream:
             lines.append(MEGABYTES)
+    if options.pareto:
+        lines.append(of_fronts(table, options.pareto))
     if table.stream:
         lines += of_streams(options)
     if any(moves_raw_data(row.all_runs) for row in table.rows):
@@ -253,6 +222,14 @@ def caption(table: Table) -> list[str]:
 def of_budget(options: Options) -> list[str]:
     """What a reader must know of runs that are not read at their end."""
     return [f"Equal budgets: only evaluations within {' '.join(options.budget)} count."] if options.budget else []
+
+
+def of_fronts(table: Table, cost: str) -> str:
+    """What the front is, and of what."""
+    settings = fronts(table, cost).settings
+    where = f" with the same {', '.join(settings)}" if settings else ""
+    means = f"front ●: no rival{where} has as good a mean {table.options.metric} for as few {PAID[cost][0]}"
+    return f"{means}, and one of them better. Costs are those until the last evaluation that counts."
 
 
 def of_pivot(table: Table) -> list[str]:
@@ -356,6 +333,7 @@ LATEX = {char: "\\" + char for char in "&%$#_{}"} | {
     "⁶": "$^6$",
     "²": "$^2$",
     "χ": r"$\chi$",
+    "●": r"$\bullet$",
     "š": r"\v{s}",
     DAGGER: r"$^\dagger$",
 }

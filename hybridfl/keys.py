@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from hybridfl.config import NOT_IDENTITY
@@ -20,6 +20,11 @@ def label(value: Any) -> str:
     if value is ABSENT:
         return "–"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def name_of(values: Iterable[Any]) -> str:
+    """A row in a word or two: the values that it has."""
+    return ", ".join(label(value) for value in values if value is not ABSENT)
 
 
 def token(value: Any) -> str:

@@ -11,8 +11,8 @@ from string import ascii_letters
 from typing import Any
 
 from hybridfl.errors import HybridflError
-from hybridfl.formats import Sheet, of_budget, p_value, raw_name, shown
-from hybridfl.keys import label
+from hybridfl.formats import Sheet, of_budget, p_value, shown
+from hybridfl.keys import label, name_of
 from hybridfl.ranking import (
     ALPHA,
     Friedman,
@@ -23,6 +23,7 @@ from hybridfl.ranking import (
     groups,
 )
 from hybridfl.statistics import mean_sd
+from hybridfl.table_csv import raw_name
 from hybridfl.tabulate import AT, FRACTIONS, HIGHER_IS_BETTER, Row, Table, moves_raw_data
 
 NUMBERS = ("mean", "rank", "average_rank", "group", "friedman_chi2", "friedman_f", "p", "critical_difference")
@@ -61,11 +62,6 @@ class Ranking:
     difference: float
     bars: list[list[int]]
     absent: list[str]
-
-
-def name_of(values: tuple[Any, ...]) -> str:
-    """A row in a word or two: the values that it has."""
-    return ", ".join(text for text in map(label, values) if text != "–")
 
 
 def rank(table: Table) -> Ranking:

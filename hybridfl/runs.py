@@ -80,10 +80,11 @@ class Curve:
         """Bytes moved until each evaluation, in all directions; an empty direction counts as none."""
         return self._moved()
 
-    @cached_property
-    def last_bytes(self) -> float:
-        """Bytes moved until the last evaluation."""
-        return self._moved(1)[0]
+    def spent(self, cost: str, last: int | None = None) -> list[float]:
+        """What was spent until each evaluation, or each of the ``last``: ``bytes``, ``rounds`` or a column."""
+        if cost == "bytes":
+            return self._moved(last) if last else self.bytes
+        return self.column("round" if cost == "rounds" else cost, last)
 
     def _moved(self, last: int | None = None) -> list[float]:
         directions = zip(*(self.column(name, last) for name in BYTES), strict=True)
@@ -202,8 +203,12 @@ class Run:
     @property
     def bytes(self) -> float:
         """Bytes moved until the last evaluation of any scope; NaN before the first."""
+        return self.spent("bytes")
+
+    def spent(self, cost: str) -> float:
+        """What was spent until the last evaluation of any scope; NaN before the first."""
         last = max(self.curves.values(), key=lambda curve: curve.last_round, default=None)
-        return last.last_bytes if last else math.nan
+        return last.spent(cost, 1)[0] if last else math.nan
 
 
 def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -65,6 +65,7 @@ class Options:
     ranks: bool = False
     plot: Path | None = None
     budget: Sequence[str] = ()
+    pareto: str | None = None
 
     @property
     def tested(self) -> bool:

@@ -74,7 +74,7 @@ def test_metrics_with_quotes_gaps_and_half_a_line(outputs: Outputs) -> None:
     assert list(run.curves) == ["global/domain=a,b", "global"]
     domain, whole = run.curves.values()
     assert (domain.rounds, domain.column("accuracy"), domain.bytes) == ([1, 2], [0.25, 0.75], [3e6, 12e6])
-    assert (whole.rounds, whole.last_round, whole.bytes, whole.last_bytes) == ([1, 2], 2, [3e6, 3e6], 3e6)
+    assert (whole.rounds, whole.last_round, whole.bytes, *whole.spent("bytes", 1)) == ([1, 2], 2, [3e6, 3e6], 3e6)
     assert whole.column("examples", 1) == [9.0]
     for name, last, wanted in (("accuracy", None, [0.5, math.nan]), ("loss", 1, [math.nan]), ("none", 1, [math.nan])):
         assert whole.column(name, last) == pytest.approx(wanted, nan_ok=True)
