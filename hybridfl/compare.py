@@ -12,13 +12,14 @@ from dataclasses import fields
 from pathlib import Path
 
 from hybridfl import pareto
-from hybridfl.budgets import UNITS, cut
+from hybridfl.budgets import UNITS as COSTS
+from hybridfl.budgets import cut
 from hybridfl.errors import ConfigError, nearest
 from hybridfl.formats import FORMATS, SHEETS
-from hybridfl.pareto import UNITS as PAID
+from hybridfl.pareto import UNITS
 from hybridfl.runs import find_runs, to_stderr
 from hybridfl.significance import CORRECTIONS, INTERVALS
-from hybridfl.tabulate import AT, AUTO, OF_STREAMS, Options, tabulate
+from hybridfl.tabulate import AT, AUTO, OF_STREAMS, Options, Table, tabulate
 from hybridfl.where import chosen
 
 PLOTS = (".png", ".svg")
@@ -43,47 +44,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--rows", default=default.rows, metavar="KEY[,KEY]", help="config keys, one row a value (default: %(default)s)")
     add("--cols", default=default.cols, metavar="KEY", help="config key, one column a value")
-    add(
-        "--pivot",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="as --cols, one column a combination of values if repeated; what is not worse than the best is marked too",
-    )
-    add(
-        "--budget",
-        action="append",
-        default=[],
-        metavar="COST=AMOUNT",
-        help=f"read every run at its last evaluation within it, as bytes=10MB; {', '.join(UNITS)}; repeatable",
-    )
-    add(
-        "--pareto",
-        metavar="|".join(PAID),
-        help="which rows are on the front of the metric against this cost",
-    )
-    add("--ranks", action="store_true", help="average ranks of the rows over all settings, with critical difference")
-    add("--plot", type=Path, metavar="FILE", help="with --ranks or --pareto: a figure, as .png or .svg")
     add("--format", default=default.format, metavar="|".join(FORMATS), help="default: %(default)s")
-    add(
+    add("--reference", metavar="NAME", help="row to take differences to (default: fedavg, else the first row)")
+    add("--target", type=float, metavar="ACCURACY", help="in (0, 1] (default: 90 %% of the best row's accuracy)")
+    add_analyses(parser)
+
+
+def add_analyses(parser: argparse.ArgumentParser) -> None:
+    """The options of docs/compare.md."""
+    add = parser.add_argument_group("analyses (docs/compare.md; the first three can be repeated)").add_argument
+
+    def several(name: str, metavar: str, help: str) -> None:
+        add(name, action="append", default=[], metavar=metavar, help=help)
+
+    several(
         "--where",
-        action="append",
-        default=[],
-        metavar="CONDITION",
-        help="only runs with key=value[,value], or a condition with !=, >=, <=, >, <; repeatable, all must hold",
+        "CONDITION",
+        "only runs with key=value[,value], or a condition with !=, >=, <=, > or <; all must hold",
     )
-    add(
-        "--interval",
-        metavar="|".join(INTERVALS),
-        help="of the paired differences to the reference, with p values (default: t, without)",
-    )
+    several("--pivot", "KEY", "one column a combination of values; marks the best and what does not differ from it")
+    several("--budget", "COST=AMOUNT", f"read runs at equal cost, as bytes=10MB; also {', '.join([*COSTS][1:])}")
+    add("--interval", metavar="|".join(INTERVALS), help="of differences, with p values (default: t, without)")
     add(
         "--correct",
         metavar="|".join(CORRECTIONS),
-        help="intervals and p values for all differences of the table together (default: none, each by itself)",
+        help="p values and intervals for all differences of the table together",
     )
-    add("--reference", metavar="NAME", help="row to take differences to (default: fedavg, else the first row)")
-    add("--target", type=float, metavar="ACCURACY", help="in (0, 1] (default: 90 %% of the best row's accuracy)")
+    add("--ranks", action="store_true", help="average ranks over all settings, with critical difference")
+    add("--pareto", metavar="|".join(UNITS), help="which rows are on the front of the metric against this cost")
+    add("--plot", type=Path, metavar="FILE", help="with --ranks or --pareto: a figure, .png or .svg")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -106,7 +95,7 @@ def render(paths: Sequence[Path | str], options: Options | None = None, warn: Ca
         HybridflError: no run is finished.
     """
     options = options or Options()
-    choices = {"at": (*AT, AUTO), "format": FORMATS, "interval": INTERVALS, "correct": CORRECTIONS, "pareto": PAID}
+    choices = {"at": (*AT, AUTO), "format": FORMATS, "interval": INTERVALS, "correct": CORRECTIONS, "pareto": UNITS}
     for name, valid in choices.items():
         if (given := getattr(options, name)) not in (None, *valid):
             raise ConfigError(f"--{name}", f"'{given}' is unknown. {nearest(given, valid)}")
@@ -117,34 +106,35 @@ def render(paths: Sequence[Path | str], options: Options | None = None, warn: Ca
     runs = cut(runs, options.budget, options.scope, warn)
     table = tabulate(runs, options, warn)
     if options.ranks:
-        from hybridfl import rank_table
-
-        ranking = rank_table.rank(table)
-        if options.plot:
-            rank_table.draw(ranking, options.plot)
-            warn(f"figure: {options.plot}")
-        return (
-            rank_table.as_csv(ranking)
-            if options.format == "csv"
-            else SHEETS[options.format](rank_table.as_sheet(ranking))
-        )
+        return ranked(table, warn)
     if options.pareto and options.plot:
         pareto.draw(table, pareto.fronts(table, options.pareto), options.plot)
         warn(f"figure: {options.plot}")
     return FORMATS[options.format](table)
 
 
+def ranked(table: Table, warn: Callable[[str], None]) -> str:
+    """The table's rows by their average rank; the diagram too, if asked for."""
+    from hybridfl import rank_table
+
+    ranking, options = rank_table.rank(table), table.options
+    if options.plot:
+        rank_table.draw(ranking, options.plot)
+        warn(f"figure: {options.plot}")
+    if options.format == "csv":
+        return rank_table.as_csv(ranking)
+    return SHEETS[options.format](rank_table.as_sheet(ranking))
+
+
 def check_together(options: Options) -> None:
     """Raises ConfigError if options do not go together, or a figure has no place to be written to."""
     for name in ("interval", "correct"):
         if options.ranks and (given := getattr(options, name)) is not None:
-            raise ConfigError(
-                f"--{name}", f"got {given} beside --ranks, whose tests are its own; leave one of them out."
-            )
-    if options.pareto and (options.ranks or options.columns):
-        problem = (
-            f"got {options.pareto} beside {'--ranks' if options.ranks else '--pivot' if options.pivot else '--cols'}"
-        )
+            problem = f"got {given} beside --ranks, whose tests are its own"
+            raise ConfigError(f"--{name}", f"{problem}; leave one of them out.")
+    beside = [name for name in ("ranks", "pivot", "cols") if getattr(options, name)]
+    if options.pareto and beside:
+        problem = f"got {options.pareto} beside --{beside[0]}"
         raise ConfigError("--pareto", f"{problem}; leave one of them out: every setting has a front of its own.")
     if options.plot is None:
         return

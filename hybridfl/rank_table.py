@@ -10,8 +10,9 @@ from pathlib import Path
 from string import ascii_letters
 from typing import Any
 
+from hybridfl.captions import of_budget
 from hybridfl.errors import HybridflError
-from hybridfl.formats import Sheet, of_budget, p_value, shown
+from hybridfl.formats import Sheet, p_value, shown
 from hybridfl.keys import label, name_of
 from hybridfl.ranking import (
     ALPHA,
