@@ -30,7 +30,10 @@ from hybridfl.types import SERVER, View
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.append(str(SCRIPTS))
 
-import feddle_theory as study  # noqa: E402
+from theory import command, measures, traces, watching  # noqa: E402
+from theory.levels import FULL, TOY, Levels, Line  # noqa: E402
+from theory.probes import PROBES  # noqa: E402
+from theory.search import Search  # noqa: E402
 
 LATE = ("clients.delay=3", "merging.search.steps=3", "rounds=4")
 
@@ -187,8 +190,8 @@ def planned(*overrides: str) -> Plan:
 
 
 @functools.cache
-def moments(*overrides: str) -> tuple[study.Moment, ...]:
-    return tuple(study.watched(planned(*overrides)))
+def moments(*overrides: str) -> tuple[watching.Moment, ...]:
+    return tuple(watching.watched(planned(*overrides)))
 
 
 def test_to_look_at_a_run_does_not_change_its_numbers() -> None:
@@ -196,9 +199,9 @@ def test_to_look_at_a_run_does_not_change_its_numbers() -> None:
         watched, plain = planned(*case), planned(*case)
         expected = helpers.snapshots(helpers.engine_of(plain))
         state = torch.random.get_rng_state()
-        for moment, snapshot in zip(study.watched(watched), expected[1:], strict=True):
-            study.of_the_round(moment)
-            study.coefficients(moment)
+        for moment, snapshot in zip(watching.watched(watched), expected[1:], strict=True):
+            traces.of_the_round(moment)
+            traces.coefficients(moment)
             assert identical(moment.after.state, snapshot.state)
             assert moment.after.costs == snapshot.costs
         assert torch.equal(state, torch.random.get_rng_state())
@@ -246,19 +249,19 @@ def test_the_surrogates_gradient_is_that_of_the_search(objective: str) -> None:
     assert flat.abs().max() > 1e-4
 
 
-def on_time(moment: study.Moment) -> list[int]:
+def on_time(moment: watching.Moment) -> list[int]:
     """Births of arrivals that were born in the same round."""
     return [e["birth"] for e in moment.arrivals if e["birth"] == moment.index]
 
 
-def moment_layout(moment: study.Moment) -> P.Layout:
+def moment_layout(moment: watching.Moment) -> P.Layout:
     return P.Layout.of(moment.model.params)
 
 
 def test_numbers_of_a_round_are_those_of_its_merge() -> None:
     # Without a search the merge is the mean of what arrived: its variance is the mean's.
     for moment in moments("merging.search.steps=0", "merging.norm=none"):
-        row = study.of_the_round(moment)
+        row = traces.of_the_round(moment)
         assert row["variance_merge"] == pytest.approx(row["variance_mean"], rel=1e-9)
         assert row["variance_best_atlas"] <= row["variance_best_arrivals"] * (1 + 1e-9) <= row["variance_mean"]
         assert row["captured"] >= row["cos2_mean"] * (1 - 1e-9)
@@ -267,7 +270,7 @@ def test_numbers_of_a_round_are_those_of_its_merge() -> None:
     assert moment.work_length == pytest.approx(
         0.1 * np.mean([2 * math.ceil(len(moment.plan.federation.owned(k)) / 8) for k in range(5)])
     )
-    searched = [study.of_the_round(moment) for moment in moments()]
+    searched = [traces.of_the_round(moment) for moment in moments()]
     for quantity in ("variance", "cos2"):
         assert any(row[f"{quantity}_merge"] != pytest.approx(row[f"{quantity}_mean"], rel=1e-3) for row in searched)
     assert all(row["captured"] >= row["cos2_merge"] * (1 - 1e-9) for row in searched)
@@ -276,7 +279,7 @@ def test_numbers_of_a_round_are_those_of_its_merge() -> None:
 def test_coefficients_are_those_that_were_reported() -> None:
     for moment in moments("clients.noisy_labels=0.4"):
         reported = [(who, value) for name, who, value in moment.record.reports if name == "coefficient"]
-        rows = study.coefficients(moment)
+        rows = traces.coefficients(moment)
         assert [row["client"] for row in rows] == [who for who, _ in reported]
         told = [value * len(moment.arrivals) for _, value in reported]
         assert [row["coefficient"] for row in rows] == pytest.approx(told)
@@ -292,7 +295,7 @@ def test_a_search_keeps_the_sum_and_lowers_its_loss() -> None:
     moment = moments()[3]
     federation = moment.plan.federation
     x, y = federation.test
-    search = study.Search(moment, moment.entries, steps=30)
+    search = Search(moment, moment.entries, steps=30)
     c = search.found(x, y, 0.0)
     assert c.sum().item() == pytest.approx(1)
     assert search.loss(c, x, y) < search.loss(search.default, x, y)
@@ -307,32 +310,30 @@ def test_a_search_keeps_the_sum_and_lowers_its_loss() -> None:
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> study.Levels:
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Levels:
     """Toy sizes on the tiny federation; to compose the preset's config takes longer than such a run does."""
 
-    def plan(self: study.Lab, line: study.Line, seed: int, rounds: int) -> Plan:
+    def plan(self: traces.Lab, line: Line, seed: int, rounds: int) -> Plan:
         return planned("merging.search.steps=1", f"seed={seed}", f"rounds={rounds}", *line)
 
-    monkeypatch.setattr(study.Lab, "plan", plan)
+    monkeypatch.setattr(traces.Lab, "plan", plan)
     varied = {"alphas": (2.0,), "delays": (4.0,), "cohorts": (2, 5), "sizes": (3, 5), "objectives": ("ce", "kd")}
-    levels = replace(
-        study.TOY, rounds=2, short=2, moments=(2,), examples=(5, 20), owned=30, pairs={"same": ()}, **varied
-    )
-    monkeypatch.setattr(study, "TOY", levels)
+    levels = replace(TOY, rounds=2, short=2, moments=(2,), examples=(5, 20), owned=30, pairs={"same": ()}, **varied)
+    monkeypatch.setattr(command, "TOY", levels)
     return levels
 
 
-def test_every_probe_is_measured_told_and_drawn(tiny: study.Levels, capsys: pytest.CaptureFixture[str]) -> None:
-    lab = study.Lab(tiny, [1])
-    found = {name: probe.measure(lab) for name, probe in study.PROBES.items()}
-    for name, probe in study.PROBES.items():
+def test_every_probe_is_measured_told_and_drawn(tiny: Levels, capsys: pytest.CaptureFixture[str]) -> None:
+    lab = traces.Lab(tiny, [1])
+    found = {name: probe.measure(lab) for name, probe in PROBES.items()}
+    for name, probe in PROBES.items():
         columns, *lines = probe.tell(found[name], tiny)
         assert lines and all(len(line) == len(columns) for line in lines)
         probe.draw(found[name], tiny, Figure().add_subplot())
         assert {row["seed"] for row in found[name]} == {1}
     assert len(found["T1"]) == 2 * 2
     assert {(row["alpha"], row["size"]) for row in found["T1"]} == {(2.0, 3), (2.0, 5)}
-    assert {row["method"] for row in found["T3"]} == set(study.METHODS)
+    assert {row["method"] for row in found["T3"]} == set(measures.METHODS)
     assert {(row["anchors"], row["examples"]) for row in found["T4"]} > {(3, 5), (3, 20)}
     assert any(row["noisy"] for row in found["T6"])
     # Every run once, whichever probes ask for it.
@@ -340,9 +341,9 @@ def test_every_probe_is_measured_told_and_drawn(tiny: study.Levels, capsys: pyte
 
 
 def test_the_script_writes_every_number_and_a_figure(
-    tiny: study.Levels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Levels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = study.study(["--quick", "--probes", "T4", "--output-dir", str(tmp_path)])
+    folder = command.study(["--quick", "--probes", "T4", "--output-dir", str(tmp_path)])
     assert sorted(path.name for path in folder.iterdir()) == ["T4.csv", "T4.png", "about.json"]
     with (folder / "T4.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -355,13 +356,13 @@ def test_the_script_writes_every_number_and_a_figure(
 
 
 def test_a_line_of_the_study_is_a_run_of_the_preset() -> None:
-    lab = study.Lab(study.FULL, [0], ("merging.objective=kd",))
-    plan = lab.plan((*study.FULL.pairs["rotated 90"], *study.setting("m", 10)), seed=3, rounds=7)
+    lab = traces.Lab(FULL, [0], ("merging.objective=kd",))
+    plan = lab.plan((*FULL.pairs["rotated 90"], *measures.setting("m", 10)), seed=3, rounds=7)
     clients = plan.federation.clients
     assert (plan.settings.seed, plan.settings.rounds, clients.delay, clients.per_round) == (3, 7, 4, 10)
     assert (plan.method.objective, plan.settings.server_data.style) == ("kd", "rotate")
-    for factor, own in study.OWN.items():
-        key = study.KEYS[factor].split(".")
-        assert study.setting(factor, own) == ()
+    for factor, own in measures.OWN.items():
+        key = measures.KEYS[factor].split(".")
+        assert measures.setting(factor, own) == ()
         node = lab.composed[next(iter(lab.composed))].config[key[0]]
         assert factor == "m" or node[key[1]] == own

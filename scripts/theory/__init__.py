@@ -1,0 +1,1 @@
+"""What ``scripts/feddle_theory.py`` looks at, and how; see docs/theory.md."""
