@@ -29,7 +29,7 @@ TARGETS = [(group, name) for group, name in FILES if group != "experiment" and (
 
 
 def is_alias(group: str, name: str) -> bool:
-    """Whether a baseline is a merging method under the same name; tests/test_merging.py sees to it that it is."""
+    """Whether a baseline is a merging method under the same name; tests/test_merging_rounds.py sees to it that it is."""
     return group == "baseline" and name != "none" and name in choices("merging")
 
 

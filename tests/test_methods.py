@@ -27,7 +27,7 @@ from hybridfl.rng import stream
 from hybridfl.snapshot import Snapshot
 from hybridfl.types import SERVER, Model, Result, Results, Round, Served
 
-# A baseline that has the name of a merging method is that one; tests/test_merging.py sees to it.
+# A baseline that has the name of a merging method is that one; tests/test_merging_rounds.py sees to it.
 TWICE = {"none", *choices("merging")}
 METHODS = [f"baseline={name}" for name in choices("baseline") if name not in TWICE]
 METHODS += [f"merging={name}" for name in choices("merging")]

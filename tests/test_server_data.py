@@ -564,7 +564,7 @@ def test_labels_that_nobody_knows_are_out_of_reach(kind_and_plan: tuple[str, Pla
     assert SERVER in federation.participants
 
 
-# A baseline that has the name of a merging method is that one; tests/test_merging.py sees to it.
+# A baseline that has the name of a merging method is that one; tests/test_merging_rounds.py sees to it.
 METHOD_LINES = [
     *(f"merging={name}" for name in choices("merging")),
     *(f"baseline={name}" for name in choices("baseline") if name not in {"none", *choices("merging")}),
