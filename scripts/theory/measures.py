@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator, Mapping
 
 import torch
+
+from hybridfl.rng import stream
+from hybridfl.types import SERVER, View
 from theory.levels import Levels, Line, Row
 from theory.search import Search
 from theory.traces import Lab
 from theory.watching import Moment, watched
-
-from hybridfl.rng import stream
-from hybridfl.types import SERVER, View
 
 
 def span_of_the_atlas(lab: Lab) -> list[Row]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from theory.watching import Moment
 from torch import Tensor
 
 from hybridfl import params as P
@@ -16,6 +15,7 @@ from hybridfl.merging import atlas as A
 from hybridfl.optimizers import Adam
 from hybridfl.parametrization import project
 from hybridfl.params import Layout
+from theory.watching import Moment
 
 
 class Search:

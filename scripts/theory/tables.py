@@ -7,10 +7,9 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from hybridfl.statistics import mean_sd, power_law, rank_correlation, rounds_ratio
 from theory.levels import Levels, Row
 from theory.measures import METHODS
-
-from hybridfl.statistics import mean_sd, power_law, rank_correlation, rounds_ratio
 
 Lines = Iterator[Sequence[str]]
 

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from theory.levels import Levels, Line, Row
-from theory.watching import Moment, watched
 
 from hybridfl import params as P
 from hybridfl.config import Composed, Composer
@@ -17,6 +15,8 @@ from hybridfl.merging import spans as S
 from hybridfl.plan import DataCache, Plan, make_plan
 from hybridfl.scoring import ScoredSet
 from hybridfl.types import Served
+from theory.levels import Levels, Line, Row
+from theory.watching import Moment, watched
 
 
 def of_the_round(moment: Moment) -> Row:
