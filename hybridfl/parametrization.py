@@ -20,8 +20,6 @@ Constraint = Literal["affine", "free", "nonneg", "simplex", "box"]
 Segment = tuple[int, int, int]
 COORDINATES = ("c", "axis", "residual")
 """Entries of θ that say where a merged model lies; all others are parameters of the net."""
-FIRST = torch.iinfo(torch.int64).max
-"""Rank of a node that autograd takes as soon as it can."""
 
 
 class Parametrization(Protocol):
@@ -76,10 +74,9 @@ def _onto_simplex(u: Tensor, total: Tensor) -> Tensor:
 class _Span(torch.autograd.Function):
     """W = origin + Σ cₖ aₖ + z in one buffer; the gradient of c is K inner products with that of W, which is z's own.
 
-    Anchors may be kept in a shorter type than W's; each is widened piece by piece. The gradient of W takes W's place in the
-    buffer tensor by tensor, see :class:`_Place`: beside it, as tensors and then as one vector, it would be two copies more.
-
-    The output is a 0-d tensor that stands for W; ``awaited`` receives the tensors of W, views of the buffer.
+    Anchors may be kept in a shorter type than W's; each is widened piece by piece. The outputs are W's tensors, views of the
+    buffer. Their gradients are put together there, as all that read W has gone backward by then: so the gradient is taken once,
+    and there are K + 3 copies of the weights at most.
     """
 
     @staticmethod
@@ -90,51 +87,32 @@ class _Span(torch.autograd.Function):
         residual: Tensor | None,
         segments: Sequence[Segment],
         layout: Layout,
-        awaited: Params,
         *anchors: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*anchors)
+        ctx.set_materialize_grads(False)
         merged = origin.clone() if residual is None else origin + residual
         for start, end, block in segments:
             piece = merged[start:end]
             for k, anchor in enumerate(anchors):
                 # A 0-d tensor factor, not a Python number: no synchronisation on a GPU.
                 piece.addcmul_(anchor[start:end].to(piece.dtype), c[k, block])
-        # data: each tensor counts its changes alone, so that autograd refuses one that is read after it gave way.
-        awaited.update({name: tensor.data for name, tensor in layout.unflatten(merged).items()})
-        ctx.save_for_backward(*anchors)
-        ctx.segments, ctx.shape, ctx.shifted = segments, c.shape, residual is not None
-        ctx.buffer, ctx.awaited = merged, awaited
-        return merged.new_zeros(())
+        ctx.segments, ctx.layout, ctx.shape, ctx.shifted = segments, layout, c.shape, residual is not None
+        ctx.buffer = merged
+        return tuple(layout.unflatten(merged).values())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        for unused in ctx.awaited.values():
-            unused.zero_()
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         g, anchors = ctx.buffer, ctx.saved_tensors
+        for place, grad in zip(ctx.layout.unflatten(g).values(), grads, strict=True):
+            place.zero_() if grad is None else place.copy_(grad)
         gradient = g.new_zeros(ctx.shape)
         for start, end, block in ctx.segments:
             piece = g[start:end]
             products = [torch.dot(anchor[start:end].to(piece.dtype), piece) for anchor in anchors]
             gradient[:, block] += torch.stack(products)
-        return gradient, None, g if ctx.shifted else None, None, None, None, *(None for _ in anchors)
-
-
-class _Place(torch.autograd.Function):
-    """One tensor of W, which gives its place to its gradient: whatever reads it went backward before that is known."""
-
-    @staticmethod
-    def forward(ctx: Any, merged: Tensor, name: str, awaited: Params) -> Tensor:
-        ctx.name, ctx.awaited = name, awaited
-        return awaited[name].view_as(awaited[name])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.name not in ctx.awaited:
-            raise RuntimeError("the gradient of a span is taken once: it lies where the weights were")
-        ctx.awaited.pop(ctx.name).copy_(grads[0])
-        return grads[0].new_zeros(()), None, None
+        return gradient, None, g if ctx.shifted else None, None, None, *(None for _ in anchors)
 
 
 @dataclass(frozen=True)
@@ -147,8 +125,6 @@ class AtlasSpan:
 
     θ may also have ``residual`` z ``(d,)``, which is added, and ``axis`` ``(1, 1)``, a coefficient ≥ 0 outside the sum.
     Entries other than these replace the parameter of the same name (a head the server trains along).
-
-    Going backward uses the model up: its gradient, which is taken once, is left where its tensors were.
 
     Attributes:
         layout: of ω.
@@ -174,14 +150,11 @@ class AtlasSpan:
         if "axis" in theta:
             own = project(theta["axis"], "nonneg", frozen["total"], self.c_max)
             c, anchors = torch.cat([c, own.expand(1, c.shape[1])]), [*anchors, frozen["axis"]]
-        of, awaited = (frozen["origin"], theta.get("residual"), self.segments, self.layout), Params()
-        merged = _Span.apply(c, *of, awaited, *anchors)  # type: ignore[no-untyped-call]
-        params: Params = {name: _Place.apply(merged, name, awaited) for name in self.layout.names}  # type: ignore[no-untyped-call]
-        for tensor in params.values():
-            if tensor.grad_fn is not None:
-                # Or the first nodes of a graph would be the last that go backward, and all gradients wait for that.
-                tensor.grad_fn._set_sequence_nr(FIRST)  # type: ignore[attr-defined]
-        return params | {name: t for name, t in theta.items() if name not in COORDINATES}
+        fixed = (frozen["origin"], theta.get("residual"), self.segments, self.layout)
+        merged = _Span.apply(c, *fixed, *anchors)  # type: ignore[no-untyped-call]
+        return dict(zip(self.layout.names, merged, strict=True)) | {
+            name: t for name, t in theta.items() if name not in COORDINATES
+        }
 
 
 @dataclass(frozen=True)
