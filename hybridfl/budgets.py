@@ -27,7 +27,7 @@ UNITS: Mapping[str, Mapping[str, float]] = {
 """What a budget can be of, and the units it is written in; a MB is 10⁶ bytes, as in the tables."""
 FORM = re.compile(r"(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*([A-Za-z]*)")
 NAMED = 3
-"""So many run folders are named for each method."""
+"""So many run folders of a method are named, if not all its runs are meant."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,6 @@ def _named(some: Sequence[Run], runs: Sequence[Run]) -> str:
     texts = []
     for method, names in by_method.items():
         total = sum(label(run.value("method")) == method for run in runs)
-        more = ", …" if len(names) > NAMED else ""
-        texts.append(f"{method} ({len(names)} of {total}: {', '.join(names[:NAMED])}{more})")
+        few = ", ".join([*names[:NAMED], *(["…"] if len(names) > NAMED else [])])
+        texts.append(f"{method} ({f'all {total}' if len(names) == total else f'{len(names)} of {total}: {few}'})")
     return "; ".join(texts)

@@ -68,7 +68,9 @@ class Curve:
 
     def until(self, round: int) -> Curve:
         """The evaluations up to a round."""
-        return Curve(self.header, self.lines[: bisect_right(self.rounds, round)])
+        place = self.header.index("round")
+        count = bisect_right(self.lines, round, key=lambda line: number(_fields(line)[place]))
+        return Curve(self.header, self.lines[:count])
 
     @cached_property
     def last_round(self) -> int:

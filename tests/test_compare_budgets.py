@@ -86,17 +86,15 @@ def test_a_scope_is_cut_by_its_own_evaluations(two: Outputs) -> None:
 
 
 def test_what_is_left_out_and_what_ends_early_is_named(two: Outputs) -> None:
-    assert warnings_of(two.path, budget=["bytes=2MB"]) == [
-        "No evaluation within bytes=2MB, left out: fedavg (2 of 2: a0, a1)."
-    ]
+    assert warnings_of(two.path, budget=["bytes=2MB"]) == ["No evaluation within bytes=2MB, left out: fedavg (all 2)."]
     assert list(read(two, "bytes=2MB")) == ["quick"]
     assert warnings_of(two.path, budget=["bytes=6MB"]) == [
-        "Read at their end, which is within bytes=6MB: quick (2 of 2: b0, b1)."
+        "Read at their end, which is within bytes=6MB: quick (all 2)."
     ]
     for seed in range(2, 6):
         two.run(f"b{seed}", "quick", seed, [0.1])
     assert warnings_of(two.path, budget=["bytes=1MB"])[0] == (
-        "No evaluation within bytes=1MB, left out: fedavg (2 of 2: a0, a1); quick (4 of 6: b2, b3, b4, …)."
+        "No evaluation within bytes=1MB, left out: fedavg (all 2); quick (4 of 6: b2, b3, b4, …)."
     )
 
 
@@ -104,8 +102,8 @@ def test_a_cost_that_was_not_counted_is_no_evaluation_within_it(two: Outputs) ->
     rewrite(two.path / "runs" / "b1", {"macs": [1.0, float("nan"), 3.0, 4.0]})
     two.run("c", "uncounted", 0, [0.9])
     assert warnings_of(two.path, budget=["macs=1T"]) == [
-        "No evaluation within macs=1T, left out: uncounted (1 of 1: c).",
-        "Read at their end, which is within macs=1T: fedavg (2 of 2: a0, a1); quick (1 of 2: b0).",
+        "No evaluation within macs=1T, left out: uncounted (all 1).",
+        "Read at their end, which is within macs=1T: fedavg (all 2); quick (1 of 2: b0).",
     ]
     assert read(two, "macs=1T")["quick"] == pytest.approx((0.45 + 0.15) / 2)
     with pytest.raises(ConfigError, match=r"--budget: got macs=1T: no run has .* These runs have not counted it\."):
