@@ -69,7 +69,7 @@ class Curve:
     def until(self, round: int) -> Curve:
         """The evaluations up to a round."""
         place = self.header.index("round")
-        count = bisect_right(self.lines, round, key=lambda line: number(_fields(line)[place]))
+        count = bisect_right(self.lines, round, key=lambda line: int(_fields(line)[place]))
         return Curve(self.header, self.lines[:count])
 
     @cached_property
