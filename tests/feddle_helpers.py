@@ -40,6 +40,9 @@ TINY = [
     "device=cpu",
     "merging.search.steps=8",
 ]
+PURE = ["merging.norm=none", "merging.search.prox=0", "merging.search.batch=1000"]
+"""The bare search: full batches, no pull, anchors as they are."""
+FREE = "merging.coef.constraint=free"
 Alter = Callable[[Task, Outcome], Outcome]
 
 
