@@ -1,8 +1,7 @@
-"""Feddle's extensions: the joint search against a recurrence written out, identities, costs, and what is remembered."""
+"""Feddle's extensions: the joint search by hand, identities, calibration, fallback and teacher, and what is refused."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import helpers
@@ -10,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from feddle_helpers import Run, coefficients, composed, forward, planned, play, run, searched_c, server_data
+from feddle_joint_helpers import CLEAN, GUIDED, LATE, adam, arrivals
 from helpers import identical
 from torch import Tensor
 
 from hybridfl import params as P
-from hybridfl.checkpoints import pack, unpack
 from hybridfl.engine import Unsuitable
 from hybridfl.errors import ConfigError
 from hybridfl.local import Outcome, Task
@@ -28,19 +27,8 @@ from hybridfl.plan import make_plan
 from hybridfl.rng import stream
 from hybridfl.types import SERVER, Model, View
 
-GUIDED = "merging=feddle_joint"
-CLEAN = (GUIDED, "merging.objective=ce")
 LABELFREE = (GUIDED, "merging.objective=kd")
 """What feddle_joint_clean and feddle_joint_labelfree are, without another composition."""
-LATE = ["clients.delay=1.5", "clients.failure=0.2", "clients.dropout=0.1", "seed=3"]
-"""Stale updates, and clients that fail."""
-
-
-def arrivals(played: Run, round: int) -> list[tuple[int, Tensor, Tensor]]:
-    """Client, update and model of what arrived in a round, in order."""
-    entries = [entry for entry in played.states[round + 1]["atlas"] if entry["added"] == round]
-    starts = [P.flatten(played.states[entry["birth"]]["global"].params) for entry in entries]
-    return [(e["client"], e["update"], start + e["update"]) for e, start in zip(entries, starts, strict=True)]
 
 
 def calibration(cache: dict[int, Tensor], new: list[tuple[int, Tensor, Tensor]]) -> Tensor:
@@ -49,15 +37,6 @@ def calibration(cache: dict[int, Tensor], new: list[tuple[int, Tensor, Tensor]])
     v = h + torch.stack([update - cache.get(client, h) for client, update, _ in new]).mean(0)
     cache |= {client: update for client, update, _ in new}
     return v
-
-
-def adam(moments: list[Tensor], slope: Tensor, lr: float = 0.02) -> Tensor:
-    """A step of Adam, written out; torch.optim takes seconds to import."""
-    moments.append(slope)
-    t = len(moments)
-    mean = sum(0.1 * 0.9 ** (t - 1 - i) * g for i, g in enumerate(moments)) / (1 - 0.9**t)
-    square = sum(0.001 * 0.999 ** (t - 1 - i) * g.square() for i, g in enumerate(moments)) / (1 - 0.999**t)
-    return lr * mean / (square.sqrt() + 1e-8)  # type: ignore[union-attr,return-value]
 
 
 def by_hand(
@@ -224,6 +203,7 @@ def test_after_a_fallback_offsets_are_not_counted() -> None:
 
 # -- the fallback -----------------------------------------------------------------------------------------------------
 
+
 LOST = ["merging.residual.lr=1000", "merging.fallback.accept=train"]
 """Steps so long that no point is accepted."""
 
@@ -303,200 +283,6 @@ def test_in_another_task_of_a_stream_logits_are_forgotten() -> None:
         since = range(t + 1) if t < 3 else range(3, t + 1)
         assert known == {client for round in since for client, _, _ in arrivals(played, round)}
         assert state["task"] == (t >= 3)
-
-
-# -- the server's axis ------------------------------------------------------------------------------------------------
-
-
-def test_the_servers_axis_by_hand() -> None:
-    """Four steps of fine-tuning from the mean, then four of Adam along seven axes, of which the server's is the last."""
-    case = ["merging.server_axis.examples=same", "merging.search.batch=1000", "merging.search.prox=0"]
-    played = play(*case, "merging.server_axis.lr=0.2", rounds=1)
-    x, y = server_data(played)
-    omega = P.flatten(played.states[0]["global"].params)
-    updates = torch.stack([update for _, update, _ in arrivals(played, 0)])
-    lengths = updates.norm(dim=1)
-    axes = updates * (lengths.mean() / lengths).unsqueeze(1)
-    start = w = omega + axes.mean(0)
-    for _ in range(4):
-        w = w.detach().requires_grad_()
-        F.cross_entropy(forward(played, w, x), y).backward()
-        w = w - 0.2 * w.grad  # type: ignore[operator]
-    own = (w - start).detach()
-    first = own.norm() / lengths.mean()
-    u = torch.tensor([1 / 3] * 3 + [float(first)], dtype=torch.float64, requires_grad=True)
-    moments: list[Tensor] = []
-    for _ in range(4):
-        c = torch.cat([u[:3] + (1 - u[:3].sum()) / 3, u[3:]])
-        w = omega + c @ torch.cat([axes, (own / first).unsqueeze(0)])
-        (slope,) = torch.autograd.grad(F.cross_entropy(forward(played, w, x), y), u)
-        with torch.no_grad():
-            u -= adam(moments, slope)
-    c = torch.cat([u[:3] + (1 - u[:3].sum()) / 3, u[3:]]).detach()
-    torch.testing.assert_close(
-        played.flat, omega + c @ torch.cat([axes, (own / first).unsqueeze(0)]), atol=1e-10, rtol=0
-    )
-    assert played.reported("server_axis")[0][0] == pytest.approx(float(c[3] / first))
-    assert abs(c[3] - first) > 1e-2
-
-
-def test_the_servers_axis_keeps_a_coefficient_that_is_not_negative() -> None:
-    """A search that goes uphill."""
-
-    def backwards(task: Task, outcome: Outcome) -> Outcome:
-        if "axis" not in task.job.start.params:
-            return outcome
-        result = outcome.result
-        params = result.model.params | {"axis": torch.full((1, 1), -3.0, dtype=torch.float64)}
-        return replace(outcome, result=replace(result, model=Model(params, {})))
-
-    played = play("merging.server_axis.examples=same", rounds=1, alter=backwards)
-    assert played.reported("server_axis") == [[0]]
-    axes = torch.stack([e["update"] for e in played.states[1]["atlas"]])
-    axes = axes * (axes.norm(dim=1).mean() / axes.norm(dim=1)).unsqueeze(1)
-    merged = P.flatten(played.states[0]["global"].params) + coefficients(played.states[1]).squeeze(1) @ axes
-    torch.testing.assert_close(played.flat, merged, atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize("norm", ["unit", "layer"])
-def test_the_servers_axis_in_other_units(norm) -> None:
-    axis = ["merging.server_axis.examples=same", "merging.search.batch=1000"]
-    played, mean = (play(*axis, f"merging.norm={n}", rounds=1) for n in (norm, "mean"))
-    (frozen,) = (task.job.frozen for task, _ in played.seen if task.job.tag == "search")
-    updates = torch.stack([e["update"] for e in played.states[1]["atlas"]])
-    assert float(frozen["axis"].norm()) == pytest.approx(1 if norm == "unit" else float(updates.norm(dim=1).mean()))
-    if norm == "unit":
-        torch.testing.assert_close(played.flat, mean.flat, atol=1e-6, rtol=0)
-
-
-def test_halves_are_disjoint_complete_and_drawn_anew() -> None:
-    played = play(GUIDED, "merging.server_axis.examples=halves", rounds=3)
-    every = played.plan.federation.rows(SERVER, View()).tolist()
-    seen = []
-    for t in range(3):
-        by_tag = {task.job.tag: task for task, _ in played.seen if task.round == t and task.steps and task.job.tag}
-        first, second = (by_tag[tag].rows.tolist() for tag in ("axis", "search"))
-        assert len(first) == len(second) == 15
-        assert sorted(first + second) == sorted(every)
-        seen.append(first)
-        for task in by_tag.values():
-            whole = [o.result for k, o in played.seen if k.round == t and k.job.tag == "teacher"]
-            assert len(whole) == 3
-            teacher = torch.stack([row for row in played.states[t + 1]["logits"]["train"] if row is not None]).mean(0)
-            picked = [every.index(row) for row in task.rows.tolist()]
-            torch.testing.assert_close(task.job.ctx["teacher"], teacher[picked])
-    assert seen[0] != seen[1] != seen[2]
-
-
-# -- the server's gradient -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["adam", "es"])
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_gradmatch_turns_the_step_towards_the_servers_gradient_in_the_body(split, kind) -> None:
-    case = [
-        "merging.objective=gradmatch",
-        "merging.search.prox=0",
-        "merging.atlas.evict=cosine",
-        "merging.atlas.size=4",
-    ]
-    accept = {"train": "none", "val": "heldout"}[split]
-    slack = ["merging.fallback.slack=2", f"merging.search.kind={kind}"]
-    played = play(*case, f"merging.fallback.accept={accept}", *slack, rounds=3)
-    rows, bench = played.plan.federation.rows(SERVER, View(split=split)), played.plan.federation.bench
-    layout = P.Layout.of(played.states[0]["global"].params)
-    sizes = zip(layout.names, layout.sizes, strict=True)
-    body = torch.cat([torch.full((size,), not name.startswith("head.")) for name, size in sizes])
-    for t, (found,) in enumerate(played.reported("server_loss")):
-        before, after = (P.flatten(state["global"].params) for state in played.states[t : t + 2])
-        w = before.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(F.cross_entropy(forward(played, w, bench.x[rows]), bench.y[rows]), w)
-        cosine = F.cosine_similarity((after - before)[body], -slope[body], dim=0)
-        assert found == pytest.approx(1 - float(cosine))
-        (default,) = played.reported("server_loss_default")[t]
-        assert split == "val" or found < default
-
-
-def test_gradmatch_runs_the_net_for_one_gradient_and_no_more() -> None:
-    plan = planned("merging.objective=gradmatch", "rounds=1")
-    size = sum(tensor.numel() for tensor in plan.federation.start.params.values())
-    maps = 8 * 2 * 3 * size + 2 * 3 * size
-    assert helpers.snapshots(plan.engine())[-1].costs.server_macs == 3 * 30 * plan.federation.forward_macs + maps
-
-
-# -- what is kept -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("storage", ["float16", "bfloat16"])
-@pytest.mark.parametrize("anchor", ["delta", "model"])
-def test_a_stored_atlas_is_short_and_near_the_exact_one(storage, anchor) -> None:
-    case = [GUIDED, f"merging.anchor={anchor}", "clients.delay=1"]
-    exact, short = play(*case, rounds=3), play(*case, f"merging.atlas.storage={storage}", rounds=3)
-    assert {e["update"].dtype for e in short.states[-1]["atlas"]} == {getattr(torch, storage)}
-    assert short.flat.dtype == torch.float64
-    distance = float(
-        (short.flat - exact.flat).norm() / (exact.flat - P.flatten(exact.states[0]["global"].params)).norm()
-    )
-    assert 0 < distance < (0.02 if storage == "float16" else 0.1)
-
-
-def test_the_served_model_is_a_mean_of_the_global_ones() -> None:
-    played = play(GUIDED, "merging.ema=0.75", rounds=3)
-    plain = play(GUIDED, rounds=3)
-    models = [P.flatten(state["global"].params) for state in played.states]
-    assert torch.equal(models[-1], plain.flat)
-    mean = models[1]
-    for state, model in zip(played.states[2:], models[2:], strict=True):
-        mean = 0.75 * mean + 0.25 * model
-        ((served, *_),) = played.plan.method.serve(state, SERVER)
-        torch.testing.assert_close(P.flatten(served.params), mean)
-    ((first, *_),) = played.plan.method.serve(played.states[1], SERVER)
-    assert torch.equal(P.flatten(first.params), models[1])
-    assert played.plan.method.serve(played.states[0], SERVER)[0].model is played.states[0]["ema"]
-
-
-EVERYTHING = [GUIDED, *LATE, "merging.ema=0.9", "merging.origin_drop=2", "merging.server_axis.examples=halves"]
-EVERYTHING += ["merging.atlas.storage=bfloat16", "merging.mix_weight=agreement", "merging.residual.max_ratio=0.5"]
-
-
-def test_a_run_that_continues_from_what_is_stored_is_the_run_that_was_not_stopped() -> None:
-    whole = play(*EVERYTHING, rounds=4)
-    stored = play(*EVERYTHING, rounds=4, between=lambda state: unpack(copy.deepcopy(pack(state))))
-    assert identical(whole.states[-1], stored.states[-1])
-    assert [r.reports for r in whole.records] == [r.reports for r in stored.records]
-
-
-# -- what it costs ----------------------------------------------------------------------------------------------------
-
-
-def test_every_pass_and_every_map_is_booked() -> None:
-    plan = planned(GUIDED, "merging.search.batch=10", "merging.mix_weight=agreement", "rounds=2")
-    engine = plan.engine()
-    costs = [snapshot.costs.server_macs for snapshot in helpers.snapshots(engine)]
-    pass_, d = plan.federation.forward_macs, plan.federation.start.params
-    size, n = sum(t.numel() for t in d.values()), 30
-    # All six clients have arrived by then, or some twice.
-    atlas = len({arrival.client for t in range(2) for arrival in engine.schedule.born(t)})
-    teachers, measures = 3 * n * pass_, 2 * (n * pass_ + atlas * size)
-    search = 8 * (3 * 10 * pass_ + 2 * atlas * size)
-    assert costs[2] - costs[1] == teachers + search + measures
-
-
-def test_frozen_coefficients_cost_no_map_and_the_axis_is_one_more() -> None:
-    frozen = planned(*CLEAN, "merging.coef.frozen=true", "merging.search.batch=10", "rounds=1")
-    pass_, size, n = frozen.federation.forward_macs, sum(t.numel() for t in frozen.federation.start.params.values()), 30
-    measures = 2 * (n * pass_ + 3 * size)
-    assert helpers.snapshots(frozen.engine())[-1].costs.server_macs == 8 * 3 * 10 * pass_ + measures
-    axis = planned(*CLEAN, "merging.server_axis.examples=same", "merging.search.batch=10", "rounds=1")
-    search = 8 * 3 * 10 * pass_ + 4 * 2 * 4 * size
-    assert helpers.snapshots(axis.engine())[-1].costs.server_macs == search + measures + 2 * size
-
-
-def test_the_pull_follows_the_number_of_anchors() -> None:
-    played = play("merging.search.prox=auto", "clients.delay=1", rounds=3)
-    for t in range(3):
-        (search,) = (task for task, _ in played.seen if task.job.tag == "search" and task.round == t)
-        assert search.job.ctx["prox"] == pytest.approx(0.2 * len(search.job.frozen["anchors"]) / 30)
 
 
 # -- labels -----------------------------------------------------------------------------------------------------------
