@@ -78,13 +78,13 @@ def run(args: argparse.Namespace, warn: Callable[[str], None] = to_stderr) -> in
 def _reports(args: argparse.Namespace, warn: Callable[[str], None]) -> Iterator[Report]:
     with Composer(args.config_dir) as composer:
         presets, paths, overrides = _sorted_out(args.what, composer)
-        typed = [[f"experiment={name}", *overrides] for name in presets] or _of_sweeps(paths, overrides)
+        typed = [[f"experiment={name}", *overrides] for name in presets] or of_sweeps(paths, overrides)
         if not typed:
             known = choices("experiment", composer.extra)
             raise ConfigError("preset", f"none is given, and no sweep there has one. {nearest('', known)}")
         for line in typed:
             study = study_of(composer, line)
-            yield _report(study, _stored(paths or [study.output], bool(paths), warn), composer, args)
+            yield report_of(study, _stored(paths or [study.output], bool(paths), warn), composer, args)
 
 
 def _sorted_out(what: Sequence[str], composer: Composer) -> tuple[list[str], list[Path], list[str]]:
@@ -106,7 +106,7 @@ def _sorted_out(what: Sequence[str], composer: Composer) -> tuple[list[str], lis
     return presets, paths, overrides
 
 
-def _of_sweeps(paths: Sequence[Path], overrides: Sequence[str]) -> list[list[str]]:
+def of_sweeps(paths: Sequence[Path], overrides: Sequence[str]) -> list[list[str]]:
     """The lines of sweeps with a preset: whole for a sweep's own folder, the preset alone for those of an output folder."""
     found: list[list[str]] = []
     for path in paths:
@@ -140,7 +140,12 @@ def _stored(paths: Sequence[Path], typed: bool, warn: Callable[[str], None]) -> 
         return Runs([])
 
 
-def _report(study: Study, runs: Runs, composer: Composer, args: argparse.Namespace) -> Report:
+def report_of(study: Study, runs: Runs, composer: Composer, args: argparse.Namespace) -> Report:
+    """The decisions on a preset's claims, of these runs and with the options of :func:`add_arguments`.
+
+    Raises:
+        ConfigError: a claim names a method, setting or scope that does not exist.
+    """
     baselines, methods = choices("baseline", composer.extra), composer.methods()
     memory: dict[tuple[str, ...], list[Run]] = {}
 

@@ -305,6 +305,16 @@ def _claims(arguments: list[str]) -> int:
     return claims_command.run(chosen)
 
 
+def _report(arguments: list[str]) -> int:
+    from hybridfl.report import command
+
+    parser = _parser("report", command.EPILOG)
+    command.add_arguments(parser)
+    chosen = parser.parse_args(arguments)
+    _find_users_modules()
+    return command.run(chosen)
+
+
 def _show(arguments: list[str]) -> int:
     from hybridfl import show
 
@@ -381,6 +391,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "pretrain": (_pretrain, "Train one model on all the data, and write a file that runs start from."),
     "compare": (_compare, "Tables from finished runs: means over seeds, differences, rounds and bytes to a target."),
     "claims": (_claims, "What presets claim, decided from the stored runs: held, failed, undecided or missing."),
+    "report": (_report, "One HTML page of finished runs that works offline: tables, curves, splits, claims, configs."),
     "show": (_show, "What a run was, how far it got and how well it did."),
     "export": (_export, "What a run would deploy, as a safetensors file that plain torch loads."),
     "data": (_data, "Which data sets are at hand, and downloads of the public ones."),

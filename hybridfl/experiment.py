@@ -302,7 +302,8 @@ class _Attempt:
 
         federation = self.plan.federation
         facts = {"digest": federation.split.digest, "data": federation.dataset.fingerprint}
-        special = {"noisy_clients": federation.noisy_clients, "roles": federation.roles}
+        special: dict[str, Any] = {"noisy_clients": federation.noisy_clients, "roles": federation.roles}
+        special |= {"domains": federation.dataset.domains} | federation.server_counts
         return json.dumps(facts | special | federation.split.to_json()) + "\n"
 
     def _status(self, status: str, done: int, error: str | None = None) -> None:

@@ -151,6 +151,17 @@ class Federation:
         shares = self.split.clients_train if split == "train" else self.split.clients_val
         return shares[participant]
 
+    @property
+    def server_counts(self) -> dict[str, list[int] | None]:
+        """The server's examples by class, if its labels are of the clients' task, and by domain of the data set."""
+        owned = np.concatenate([self.split.server_train, self.split.server_val])
+        classes = np.bincount(self.pool.y[owned], minlength=self.classes).tolist()
+        domains = np.bincount(self.pool.domain[owned], minlength=len(self.dataset.domains))
+        return {
+            "server_class_counts": classes if "server_labels" in self.provides else None,
+            "server_domain_counts": domains[: len(self.dataset.domains)].tolist(),
+        }
+
     def examples(self, participant: int, split: Part = "train") -> int:
         return len(self.owned(participant, split))
 
