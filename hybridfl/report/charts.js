@@ -13,6 +13,12 @@ function ticks(low, high, count = 5) {
 
 const scale = ([low, high], [from, to]) => (value) => from + ((value - low) / (high - low || 1)) * (to - from);
 
+/** A value at a tick, without decimals that say nothing. */
+const brief = (format, value) => (format === percent ? plain(Number((100 * value).toPrecision(6))) : format(value));
+
+/** A name that has to fit beside a drawing. */
+const clipped = (text, most = 44) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
+
 function path(points) {
   let text = "";
   let pen = "M";
@@ -46,17 +52,17 @@ function figure(title, drawing, ...more) {
  * series: [{name, colour, dash, x, mean, sd, runs, of}]; format: of the values; range: of the vertical axis; dots: [{colour, points}].
  */
 function lineChart({ title, label, series, xName, yName, format, range, wide = false, bands = true, dots = [] }) {
-  const [width, height] = wide ? [960, 400] : [560, 330];
+  const [width, height] = wide ? [1180, 440] : [560, 330];
   const box = { left: 52, right: width - 12, top: 12, bottom: height - 42 };
   const across = extent([...series.flatMap((one) => one.x), ...dots.flatMap((one) => one.points.map((p) => p[0]))].filter(defined));
   const x = scale(across, [box.left, box.right]);
   const y = scale(range, [box.bottom, box.top]);
   const clip = `clip${(controls += 1)}`;
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label, tabindex: 0, class: "chart" },
-    svg("clipPath", { id: clip }, svg("rect", { x: box.left, y: box.top - 4, width: box.right - box.left, height: box.bottom - box.top + 8 })));
+    svg("clipPath", { id: clip }, svg("rect", { x: box.left - 4, y: box.top - 4, width: box.right - box.left + 8, height: box.bottom - box.top + 8 })));
   for (const value of ticks(...range)) {
     drawing.append(svg("line", { class: "grid", x1: box.left, x2: box.right, y1: y(value), y2: y(value) }),
-      svg("text", { x: box.left - 8, y: y(value) + 4, "text-anchor": "end" }, format(value)));
+      svg("text", { x: box.left - 8, y: y(value) + 4, "text-anchor": "end" }, brief(format, value)));
   }
   for (const value of ticks(...across, wide ? 10 : 6)) {
     drawing.append(svg("line", { class: "mark", x1: x(value), x2: x(value), y1: box.bottom, y2: box.bottom + 4 }),
@@ -65,6 +71,7 @@ function lineChart({ title, label, series, xName, yName, format, range, wide = f
   drawing.append(svg("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }),
     svg("text", { class: "name", x: (box.left + box.right) / 2, y: height - 6, "text-anchor": "middle" }, xName),
     svg("text", { class: "name", x: 13, y: (box.top + box.bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 13 ${(box.top + box.bottom) / 2})` }, yName));
+  if (range[0] < 0 && range[1] > 0) drawing.append(svg("line", { class: "zero", x1: box.left, x2: box.right, y1: y(0), y2: y(0) }));
   const inside = svg("g", { "clip-path": `url(#${clip})` });
   drawing.append(inside);
   for (const one of dots) {
@@ -141,7 +148,7 @@ const blend = (name, share) => `color-mix(in oklab, var(--${name}) ${Math.round(
 function heatMap({ title, label, lines, columns, xName, fill, ink, text, write = false, bar = null }) {
   const names = Math.max(...lines.map((line) => line.name.length));
   const left = 18 + 6.2 * names;
-  const wide = Math.max(6, Math.min(44, 720 / columns.length));
+  const wide = Math.max(6, Math.min(44, (bar ? 900 : 1060) / columns.length));
   const high = lines.length <= 60 ? 19 : lines.length <= 120 ? 12 : 7;
   const right = left + wide * columns.length;
   const top = 8;
@@ -158,13 +165,13 @@ function heatMap({ title, label, lines, columns, xName, fill, ink, text, write =
   const most = bar ? Math.max(...lines.map((line) => line.bar)) : 0;
   lines.forEach((line, r) => {
     if (high >= 12 || r % 10 === 0) {
-      drawing.append(svg("text", { x: left - 8, y: tops[r] + high / 2 + 4, "text-anchor": "end", fill: line.mark ?? null, class: line.mark ? "marked" : null }, line.name));
+      drawing.append(svg("text", { x: left - 8, y: tops[r] + high / 2 + 4, "text-anchor": "end", class: line.mark ? "marked" : null, style: line.mark ? { fill: line.mark } : {} }, line.name));
     }
     line.cells.forEach((value, c) => {
       if (!defined(value)) return;
       drawing.append(svg("rect", { x: left + c * wide, y: tops[r], width: wide - (wide > 9 ? 1 : 0), height: high - (high > 9 ? 1 : 0), fill: fill(value), "data-at": `${r},${c}` }));
       if (write && value !== 0) {
-        drawing.append(svg("text", { class: "in", x: left + (c + 0.5) * wide - 0.5, y: tops[r] + high / 2 + 3.5, "text-anchor": "middle", fill: ink(value) }, text(value)));
+        drawing.append(svg("text", { class: "in", x: left + (c + 0.5) * wide - 0.5, y: tops[r] + high / 2 + 3.5, "text-anchor": "middle", style: { fill: ink(value) } }, text(value)));
       }
     });
     if (bar) {
@@ -203,8 +210,8 @@ function intervalPlot([mean, low, high], range, at, tint, text) {
 
 /** Dots of many values on one line each: lines [{name, groups: [{colour, values: [[value, note]]}], marks: [[value, name]]}]. */
 function stripPlot({ title, label, lines, xName, format }) {
-  const left = 16 + 6.4 * Math.max(...lines.map((line) => line.name.length));
-  const [width, high] = [Math.max(900, left + 620), 40];
+  const left = 16 + 6.4 * Math.max(...lines.map((line) => clipped(line.name).length));
+  const [width, high] = [1180, 40];
   const values = lines.flatMap((line) => line.groups.flatMap((group) => group.values.map(([value]) => value)));
   const [low, top] = extent(values);
   const spare = (top - low || 0.1) * 0.03;
@@ -214,12 +221,12 @@ function stripPlot({ title, label, lines, xName, format }) {
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${bottom + 42}`, role: "img", "aria-label": label, class: "chart" });
   for (const value of ticks(...across, 8)) {
     drawing.append(svg("line", { class: "grid", x1: x(value), x2: x(value), y1: 6, y2: bottom }),
-      svg("text", { x: x(value), y: bottom + 16, "text-anchor": "middle" }, format(value)));
+      svg("text", { x: x(value), y: bottom + 16, "text-anchor": "middle" }, brief(format, value)));
   }
   drawing.append(svg("text", { class: "name", x: (left + width) / 2, y: bottom + 36, "text-anchor": "middle" }, xName));
   lines.forEach((line, r) => {
     const middle = 10 + high * (r + 0.5);
-    drawing.append(svg("text", { x: left - 10, y: middle + 4, "text-anchor": "end" }, line.name),
+    drawing.append(svg("text", { x: left - 10, y: middle + 4, "text-anchor": "end" }, clipped(line.name), svg("title", {}, line.name)),
       svg("line", { class: "grid", x1: left, x2: width - 16, y1: middle, y2: middle }));
     let placed = 0;
     for (const group of line.groups) {

@@ -14,7 +14,7 @@ POINTS = 200
 """Of a curve, at most."""
 FEWEST = 20
 """Of a curve in a page with very many; then scopes with details go first."""
-ALL_POINTS = 120_000
+ALL_POINTS = 100_000
 AXES = {"round": "round", "bytes": "MB sent", "seconds": "seconds", "sim_seconds": "simulated seconds"}
 METRICS = ("accuracy", "loss", "worst10")
 

@@ -1,5 +1,6 @@
 // Sections about participants: accuracy by client, coefficients, who owns what.
 
+const bySeed = (a, b) => a.row - b.row || a.seed.localeCompare(b.seed, undefined, { numeric: true });
 const seedOf = (one) => `${rowName(one.row)}, seed ${one.seed}`;
 const rolesOf = (one) => ROLES.filter((role) => role !== "server" && Object.values(one.roles).includes(role));
 const clientName = (who, roles) => (who === -1 ? "server" : `client ${who}${roles[who] ? `, ${roleName(roles[who])}` : ""}`);
@@ -10,8 +11,9 @@ const LINES = 30;
 const clientChoice = { seed: 0 };
 
 function showClients(into, again) {
-  const { runs, means } = data.clients;
-  const seeds = ["all seeds", ...unique(runs.map((one) => one.seed)).map((seed) => `seed ${seed}`)];
+  const { means } = data.clients;
+  const runs = [...data.clients.runs].sort(bySeed);
+  const seeds = ["all seeds", ...unique(runs.map((one) => one.seed)).sort((a, b) => a.localeCompare(b, undefined, { numeric: true })).map((seed) => `seed ${seed}`)];
   into.append(el("div", { class: "controls" }, choice("Seeds", seeds, clientChoice.seed, (place) => { clientChoice.seed = place; again(); })));
   const shown = runs.filter((one) => visible(one.row) && (clientChoice.seed === 0 || `seed ${one.seed}` === seeds[clientChoice.seed]));
   if (!shown.length) {
@@ -45,14 +47,16 @@ function showClients(into, again) {
 
 // --- coefficients ----------------------------------------------------------------------------------------------------
 
-const coefficientChoice = { run: 0 };
+// The first run with marked clients tells most.
+const coefficientChoice = { run: -1 };
 
 function showCoefficients(into, again) {
-  const shown = data.coefficients.filter((one) => visible(one.row));
+  const shown = data.coefficients.filter((one) => visible(one.row)).sort(bySeed);
   if (!shown.length) {
     into.append(nothing());
     return;
   }
+  if (coefficientChoice.run < 0) coefficientChoice.run = Math.max(0, shown.findIndex((one) => rolesOf(one).length));
   coefficientChoice.run = Math.min(coefficientChoice.run, shown.length - 1);
   const one = shown[coefficientChoice.run];
   into.append(el("div", { class: "controls" }, choice("Run", shown.map(seedOf), coefficientChoice.run, (place) => { coefficientChoice.run = place; again(); })));

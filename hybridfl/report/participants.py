@@ -20,7 +20,7 @@ from hybridfl.types import SERVER
 
 ROUNDS = 120
 """Of a run's coefficients, at most."""
-VALUES = 100_000
+VALUES = 60_000
 """Coefficients, and accuracies of clients, in the page; further runs are left out."""
 NAME = "coefficient"
 HONEST = "honest"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridfl.runs import ABSENT, Run
-from hybridfl.tabulate import DAGGER, Options, Row, Table, label, moves_raw_data, tabulate
+from hybridfl.tabulate import DAGGER, Options, Row, Table, label, moves_raw_data, tabulate, token
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,16 @@ def described(shown: Shown) -> list[dict[str, Any]]:
     """Every row: method and setting as text, the seeds and places of its runs, whether raw data are moved."""
     keys, places = shown.table.keys, place_of(shown)
     short = short_names(keys)
+    texts: dict[tuple[str, str], str] = {}  # 0 and 0.0 are one setting, as for the rows
     found = []
     for row in shown.rows:
         values = dict(zip(keys, row.values, strict=True))
         method = label(values.pop("method", row.all_runs[0].value("method")))
-        parts = {key: f"{short[key]}={label(value)}" for key, value in values.items() if value is not ABSENT}
+        parts = {
+            key: f"{short[key]}={texts.setdefault((key, token(value)), label(value))}"
+            for key, value in values.items()
+            if value is not ABSENT
+        }
         own = [text for key, text in parts.items() if key.startswith("method.")]
         raw = moves_raw_data(row.all_runs)
         found.append(

@@ -18,9 +18,9 @@ if (data.parts !== undefined) {
 }
 
 const tabs = SECTIONS.map(([name, title]) => el("button", {
-  type: "button", role: "tab", id: `tab-${name}`, "aria-controls": name, onclick: () => open(name),
+  type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `section-${name}`, onclick: () => open(name),
 }, title));
-const panels = SECTIONS.map(([name, title]) => el("section", { id: name, role: "tabpanel", "aria-labelledby": `tab-${name}`, tabindex: 0, hidden: true },
+const panels = SECTIONS.map(([name, title]) => el("section", { id: `section-${name}`, role: "tabpanel", "aria-labelledby": `tab-${name}`, tabindex: 0, hidden: true },
   el("h2", {}, title), el("div", { class: "content" })));
 const stale = new Set(SECTIONS.map(([name]) => name));
 let current = "";
