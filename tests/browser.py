@@ -31,7 +31,9 @@ class Browser:
 
     def __init__(self, driver: str, browser: str) -> None:
         self.profile = tempfile.mkdtemp(prefix="hybridfl-browser-")
-        self.process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen(
+            [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         assert self.process.stdout is not None
         said = ""
         for line in self.process.stdout:
@@ -103,4 +105,6 @@ class Browser:
         finally:
             self.process.terminate()
             self.process.wait(timeout=30)
+            if self.process.stdout is not None:
+                self.process.stdout.close()
             shutil.rmtree(self.profile, ignore_errors=True)
