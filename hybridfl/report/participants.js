@@ -99,8 +99,14 @@ const splitChoice = { place: 0, order: 0, domains: 0 };
 
 function showSplits(into, again) {
   const set = (key) => (value) => { splitChoice[key] = value; again(); };
-  const named = data.splits.map((one) => [one.settings.filter(Boolean).join(" | "), `seed ${one.seeds.join(", ")}`, `split ${one.digest}`].filter(Boolean).join(", "));
-  const one = data.splits[splitChoice.place];
+  const some = data.splits.filter((one) => rows.some((row, place) => visible(place) && one.settings.includes(row.setting)));
+  if (!some.length) {
+    into.append(nothing());
+    return;
+  }
+  splitChoice.place = Math.min(splitChoice.place, some.length - 1);
+  const named = some.map((one) => [one.settings.filter(Boolean).join(" | "), `seed ${one.seeds.join(", ")}`, `split ${one.digest}`].filter(Boolean).join(", "));
+  const one = some[splitChoice.place];
   const byDomain = one.domains.length > 1 && splitChoice.domains === 1;
   into.append(el("div", { class: "controls" }, choice("Split", named, splitChoice.place, set("place")),
     segments("Clients", ["by number", "by size"], splitChoice.order, set("order")),
@@ -125,7 +131,7 @@ function showSplits(into, again) {
   const roles = rolesOf(one);
   const remarks = [
     `${counted(one.clients.length, "client")}${one.clients.length > CLIENTS ? `, ${CLIENTS} of them shown` : ""}, ${counted(one.server_size, "example")} of the server's; ${counted(one.runs, "run")} of this report ${one.runs === 1 ? "has" : "have"} this split.`,
-    "Examples for training and validation. The darker, the more, by the square root.",
+    "Examples for training and validation. The stronger the colour the more, by the square root.",
     one.server_size && !servers ? `The server's ${byDomain ? "domains" : "classes"} are not told: it has no labels of the clients' task, or an earlier version made the runs.` : "",
     roles.length ? `Marked: ${roles.map((role) => `${roleName(role)} (${Object.values(one.roles).filter((own) => own === role).length})`).join(", ")}. Counts are of the labels before they were spoilt.` : "",
   ];

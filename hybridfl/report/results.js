@@ -34,7 +34,7 @@ function listOf(sheet, shown) {
   const columns = sheet.header.map((name, i) => ({ name, left: i < sheet.left }));
   const body = shown.map((row) => sheet.body[row].map((text, i) => ({ text, bold: bold.has(`${row},${i}`) })));
   if (place >= 0) {
-    columns.splice(place + 1, 0, { name: `better or worse than ${sheet.reference}` });
+    columns.splice(place + 1, 0, { name: "interval" });
     body.forEach((cells, i) => {
       const one = sheet.differences[shown[i]];
       const text = sheet.body[shown[i]][place];
