@@ -149,6 +149,11 @@ def test_a_row_without_the_scope_has_no_curve(outputs: Outputs) -> None:
     assert rows[1]["y"][2]["mean"] == [0.8]
 
 
+def test_runs_without_any_number_have_no_curves(outputs: Outputs) -> None:
+    outputs.run("a", "fedavg", 1, [float("nan")])
+    assert "curves" not in collected(outputs)
+
+
 def test_long_curves_are_thinned_evenly(outputs: Outputs) -> None:
     outputs.run("a", "fedavg", 1, [i / 1000 for i in range(1000)])
     line = collected(outputs)["curves"]["rows"][0]
@@ -365,8 +370,9 @@ def test_a_real_sweep_has_its_claims_coefficients_and_split(sweep: Path) -> None
 
 def test_a_preset_without_claims_has_none_and_an_unknown_one_is_left_out_aloud(sweep: Path) -> None:
     outputs, said = sweep.parents[1], []
-    (preset,) = content([outputs], "t", sweep.parents[2] / "conf", lambda _: None)["claims"]
+    (preset,) = content([outputs], "t", sweep.parents[2] / "conf", said.append)["claims"]
     assert preset["preset"] == "study"
+    assert not [text for text in said if "claims" in text]
     found = content([sweep], "t", None, said.append)
     assert "claims" not in found
     assert said[-1].startswith("The claims of experiment=study are left out: ")
@@ -417,6 +423,14 @@ def test_wrong_paths_are_those_of_compare(outputs: Outputs, monkeypatch: pytest.
         write([outputs.path], outputs.path / "runs" / "a" / "config.yaml" / "x.html")
 
 
+def test_a_folder_of_configs_that_is_none(outputs: Outputs) -> None:
+    outputs.run("a", "fedavg", 1, [0.5])
+    answer = call("report", str(outputs.path), "--config-dir", "nowhere", "--out", str(outputs.path / "x.html"))
+    assert answer.status == 2
+    assert "nowhere" in answer.err
+    assert not (outputs.path / "x.html").exists()
+
+
 def test_a_page_that_cannot_be_written_leaves_the_old_one(outputs: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs.run("a", "fedavg", 1, [0.5])
     out = write([outputs.path], outputs.path / "report.html")
@@ -451,6 +465,7 @@ def test_names_cannot_end_the_script_nor_be_filled_in(outputs: Outputs) -> None:
     assert text.count("color-scheme: light dark;") == 1
     assert not re.search(r"\{\{\w+\}\}", text.replace(data, ""))
     assert data.isascii()
+    assert not set("<>&") & set(data)
 
 
 def test_the_page_names_no_address(outputs: Outputs) -> None:

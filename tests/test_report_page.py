@@ -127,6 +127,7 @@ def test_the_filter_leaves_matching_rows_in_tables_and_curves(browser: Browser, 
     browser.click("#filter")
     browser.press(" -noisy_labels=0.4")
     assert len(browser.texts(f"{PANEL} svg.chart")) == 1
+    assert "noisy_labels=0" in browser.texts(f"{PANEL} figcaption")[0].split()
     browser.press(" nothing")
     assert browser.texts(f"{PANEL} .empty") == ["None of the rows that match the filter has this curve."]
     drawn_well(browser, page)

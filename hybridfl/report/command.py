@@ -56,13 +56,15 @@ def write(
         The file.
 
     Raises:
-        ConfigError: a path holds no runs, or ``out`` cannot be written to.
+        ConfigError: a path holds no runs, ``config_dir`` is no folder, or ``out`` cannot be written to.
         HybridflError: no run is finished, or none has an evaluation.
     """
     file = _file(paths, out)
+    from hybridfl.config import check_folder
     from hybridfl.report.content import content
     from hybridfl.report.page import page
 
+    check_folder(config_dir)
     text = page(content(paths, title or ", ".join(_name(path) for path in paths), config_dir, warn))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -27,9 +27,11 @@ def curves(of: Shown) -> dict[str, Any]:
     Returns:
         ``series``: what there is to choose from, scope and metric. ``axes``: of the horizontal axis. ``rows``: for each row ``x``, by
         axis, and ``y``, by series: means, deviations, and the number of runs where it is not that of all. Points are thinned out
-        evenly; means are over the runs in which a number is defined.
+        evenly; means are over the runs in which a number is defined. Empty if there is no number at all.
     """
     series = _series(of.runs)
+    if not series:
+        return {}
     plain = [one for one in series if "/" not in one[0]]
     if ALL_POINTS // (len(series) * len(of.rows)) < FEWEST and plain:
         if len(plain) < len(series):

@@ -8,6 +8,7 @@ const clientName = (who, roles) => (who === -1 ? "server" : `client ${who}${role
 // --- accuracy by client ----------------------------------------------------------------------------------------------
 
 const LINES = 30;
+const CLIENTS = 200;
 const clientChoice = { seed: 0 };
 
 function showClients(into, again) {
@@ -70,11 +71,12 @@ function showCoefficients(into, again) {
     title: "Coefficient of each participant; lines: means by role", label: `Coefficients by role, ${seedOf(one)}`, wide: true, xName: "round", yName: "coefficient",
     format: plain, range: [low - spare, high + spare], dots, series: roles.map((role) => ({ name: roleName(role), colour: roleColour(role), dash: "", x: one.rounds, mean: one.means[role] })),
   }));
-  const participants = unique(one.values.map(([, who]) => who)).sort((a, b) => ROLES.indexOf(roleOf(a)) === ROLES.indexOf(roleOf(b)) ? a - b : rank(roleOf(a)) - rank(roleOf(b)));
+  const every = unique(one.values.map(([, who]) => who)).sort((a, b) => ROLES.indexOf(roleOf(a)) === ROLES.indexOf(roleOf(b)) ? a - b : rank(roleOf(a)) - rank(roleOf(b)));
+  const participants = every.slice(0, CLIENTS);
   const line = new Map(participants.map((who, i) => [who, i]));
   const column = new Map(one.rounds.map((round, i) => [round, i]));
   const cells = participants.map(() => one.rounds.map(() => null));
-  for (const [round, who, value] of one.values) cells[line.get(who)][column.get(round)] = value;
+  for (const [round, who, value] of one.values) if (line.has(who)) cells[line.get(who)][column.get(round)] = value;
   const most = Math.max(Math.abs(low), Math.abs(high)) || 1;
   const share = (value) => Math.sqrt(Math.abs(value) / most);
   into.append(heatMap({
@@ -86,7 +88,7 @@ function showCoefficients(into, again) {
     })),
   }));
   into.append(legend([{ name: `positive, up to ${plain(Math.max(high, 0))}`, tint: "var(--warm)" }, { name: `negative, down to ${plain(Math.min(low, 0))}`, tint: "var(--cold)" }]));
-  into.append(el("p", { class: "notes" }, "A blank is a participant that is not in the atlas in that round. Noisy and hostile clients stand first."));
+  into.append(el("p", { class: "notes" }, `A blank is a participant without a coefficient in that round. Noisy and hostile clients stand first.${every.length > CLIENTS ? ` The first ${CLIENTS} of ${every.length} participants are shown.` : ""}`));
 }
 
 /** Those who are not honest come first. */
@@ -94,7 +96,6 @@ const rank = (role) => (role === "server" ? 0 : role === "honest" ? 2 : 1);
 
 // --- who owns what ---------------------------------------------------------------------------------------------------
 
-const CLIENTS = 200;
 const splitChoice = { place: 0, order: 0, domains: 0 };
 
 function showSplits(into, again) {

@@ -65,7 +65,7 @@ function gridOf(sheet, shown) {
         gap ? el("small", { style: { color: lowIsGood(sheet) ? "inherit" : tintOf(gaps) } }, gap) : null),
     };
   })]);
-  const note = difference < 0 ? null : el("p", { class: "notes" }, `Below each mean: the paired difference to ${sheet.reference} in the same setting, with its interval.`);
+  const note = difference < 0 ? null : el("p", { class: "notes" }, `Below each mean: the paired difference to ${sheet.reference} with its interval.`);
   return el("div", {}, table(sheet.name, [{ name: "method", left: true }, ...across.map((name) => ({ name }))], body), note);
 }
 

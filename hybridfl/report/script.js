@@ -75,7 +75,8 @@ function filtered() {
 let waiting = 0;
 filter.addEventListener("input", () => {
   clearTimeout(waiting);
-  waiting = setTimeout(filtered, rows.length > 100 ? 150 : 0);
+  if (rows.length > 100) waiting = setTimeout(filtered, 150);
+  else filtered();
 });
 
 const THEMES = [["", "◐", "as the system has them"], ["light", "☀", "light"], ["dark", "☾", "dark"]];
