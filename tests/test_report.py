@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_helpers import TINY, call, done
-from test_compare import Outputs, two_methods
+from compare_helpers import Outputs, two_methods
 
 from hybridfl.errors import ConfigError, HybridflError
 from hybridfl.formats import as_sheet

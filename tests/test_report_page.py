@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from browser import Browser, programs
 from cli_helpers import SMALL_DATA, SMALL_WORK, call, done
-from test_compare import Outputs
+from compare_helpers import Outputs
 
 TABS = [
     "Results",

@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from hybridfl.keys import NOT_RESULTS, label, token
 from hybridfl.report.rows import Shown
 from hybridfl.report.splits import Splits
 from hybridfl.runs import ABSENT, Run
-from hybridfl.tabulate import NOT_RESULTS, label, token
 
 MACHINE = ("version", "torch", "device", "executor", "threads")
 """Facts of ``status.json`` about what computed a run."""

@@ -11,11 +11,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from hybridfl.keys import label
 from hybridfl.report.rows import Shown, place_of, rounded, thinned
 from hybridfl.report.splits import Splits
 from hybridfl.runs import Run, number
 from hybridfl.statistics import mean_sd
-from hybridfl.tabulate import label
 from hybridfl.types import SERVER
 
 ROUNDS = 120
@@ -123,7 +123,7 @@ def clients(of: Shown, splits: Splits) -> dict[str, Any]:
     if any(SCOPE in run.curves for run in of.runs):
         for metric in ("accuracy", "worst10"):
             table = of.view(replace(of.table.options, scope=SCOPE, metric=metric, at="last"))
-            means[metric] = [rounded(row.summaries[""].mean) for row in table.rows]
+            means[metric] = [rounded(row.summaries[()].mean) for row in table.rows]
     return {"runs": sorted(found, key=lambda one: (one["row"], one["run"])), "means": means}
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hybridfl.keys import label, token
 from hybridfl.runs import ABSENT, Run
-from hybridfl.tabulate import DAGGER, Options, Row, Table, label, moves_raw_data, tabulate, token
+from hybridfl.tabulate import DAGGER, Options, Row, Table, moves_raw_data, tabulate
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,8 @@ def _sheet(table: Table) -> dict[str, Any]:
         "bold": sorted(sheet.bold),
         "caption": sheet.caption,
         "reference": table.reference,
-        "spread": [[rounded(row.summaries[""].mean), rounded(row.summaries[""].sd)] for row in table.rows],
-        "differences": [_difference(row.summaries[""]) for row in table.rows],
+        "spread": [[rounded(row.summaries[()].mean), rounded(row.summaries[()].sd)] for row in table.rows],
+        "differences": [_difference(row.summaries[()]) for row in table.rows],
     }
 
 
@@ -81,7 +81,7 @@ def parts(of: Shown) -> list[dict[str, Any]]:
         cells = []
         for name in names:
             table = of.view(replace(of.table.options, scope=f"{base}/{kind}={name}"))
-            cells.append([_mean(row.summaries[""]) for row in table.rows])
+            cells.append([_mean(row.summaries[()]) for row in table.rows])
         found.append({"scope": base, "kind": kind, "names": names, "cells": list(zip(*cells, strict=True))})
     return found
 

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from hybridfl.keys import label, token
 from hybridfl.report.rows import Shown
 from hybridfl.runs import Run
-from hybridfl.tabulate import label, token
 
 CELLS = 200_000
 """In all heat maps together; further splits are left out."""

@@ -26,7 +26,7 @@ def streams(of: Shown) -> list[dict[str, Any]]:
         rows = []
         for place, having in enumerate(runs):
             if having:
-                told = [spread(view.rows[place].summaries[""], view.options.metric) for view in views]
+                told = [spread(view.rows[place].summaries[()], view.options.metric) for view in views]
                 rows.append({"row": place, **_matrix(having, scope), "forgetting": told})
         found.append({"scope": scope, "metrics": list(OF_STREAMS), "rows": rows})
     return found
