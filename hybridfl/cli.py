@@ -323,6 +323,16 @@ def _show(arguments: list[str]) -> int:
     return show.run(parser.parse_args(arguments))
 
 
+def _track(arguments: list[str]) -> int:
+    from hybridfl import track_command
+
+    parser = _parser("track", track_command.EPILOG)
+    track_command.add_arguments(parser)
+    chosen = parser.parse_intermixed_args(arguments)
+    _find_users_modules()
+    return track_command.run(chosen)
+
+
 def _data(arguments: list[str]) -> int:
     from hybridfl import data_command
 
@@ -393,6 +403,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "claims": (_claims, "What presets claim, decided from the stored runs: held, failed, undecided or missing."),
     "report": (_report, "One HTML page of finished runs that works offline: tables, curves, splits, claims, configs."),
     "show": (_show, "What a run was, how far it got and how well it did."),
+    "track": (_track, "Finished runs sent to TensorBoard, Weights & Biases or MLflow."),
     "export": (_export, "What a run would deploy, as a safetensors file that plain torch loads."),
     "data": (_data, "Which data sets are at hand, and downloads of the public ones."),
     "merge": (

@@ -26,6 +26,7 @@ GROUPS = (
     "baseline",
     "topology",
     "executor",
+    "tracker",
     "experiment",
 )
 
@@ -39,6 +40,7 @@ NOT_IDENTITY = frozenset(
         "scale",
         "sweeps",
         "executor",
+        "tracker",
         "device",
         "output_dir",
         "data_root",

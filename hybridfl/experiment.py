@@ -25,6 +25,8 @@ from hybridfl.runs import read_run
 from hybridfl.snapshot import InFlight, Snapshot
 from hybridfl.store import RunFolder, claim, log, read_status, write_status, write_text_atomic
 from hybridfl.tables import Table
+from hybridfl.trackers import Ending, Tracked
+from hybridfl.tracking import Tracking
 from hybridfl.types import Result
 
 METRICS = (
@@ -157,6 +159,7 @@ class _Attempt:
         self.saved = -1
         self.drifted = False
         self.tables: tuple[Table, ...] = ()
+        self.tracking: Tracking | None = None
 
     def work(self) -> None:
         plan = self.plan
@@ -179,6 +182,8 @@ class _Attempt:
             self.snapshot = _begun(engine, group)
             checkpoints.pack(self.snapshot.state)  # a state that cannot be stored is refused before the first round
         self._open_tables(loaded[0] if loaded else 0)
+        tracked = Tracked(self.folder.path, plan.stored_config())
+        self.tracking = Tracking(plan.settings.tracker, tracked, self._note, after=self.snapshot.round)
         if about := getattr(plan.settings.executor, "about", None):
             self._log(f"executor {about(plan.federation.bench)}")
         evaluator = Evaluator(plan.federation, plan.method, plan.settings.evaluation)
@@ -205,6 +210,7 @@ class _Attempt:
         self._report_differences()
         self._status("done", self.rounds)
         self._log("done")
+        self._end_tracking("done")
         self.progress.finish(f"done: {read_run(self.folder.path).summary()}")
 
     def interrupted(self) -> None:
@@ -214,6 +220,7 @@ class _Attempt:
             self._save()
             self._log(f"interrupted after round {done}")
             self._status("interrupted", done)
+            self._end_tracking("interrupted")
         except HybridflError as error:  # a full disk: the checkpoint before still counts
             self.progress.note(str(error))
         self.progress.finish(f"interrupted after round {done} of {self.rounds}; the same command continues it")
@@ -228,6 +235,7 @@ class _Attempt:
             self._log(f"failed: {detail}")
             self._status("failed", done, reason)
             self._save()
+            self._end_tracking("failed")
         except HybridflError as second:
             if str(second) != reason:
                 self.progress.note(str(second))
@@ -248,7 +256,10 @@ class _Attempt:
         clock = None if record.sim_seconds is None else round(record.sim_seconds, 6)
         costs: Row = asdict(after.costs) | {"seconds": round(after.seconds, 3), "sim_seconds": clock}
         self.clients.append(after.round, [row | self._told(record, row["client"]) for row in scores.clients])
-        self.metrics.append(after.round, [row | costs for row in scores.rows])
+        rows = [row | costs for row in scores.rows]
+        self.metrics.append(after.round, rows)
+        if self.tracking:
+            self.tracking.send(after.round, rows)
         return scores.accuracy()
 
     def _told(self, record: Record, client: int) -> Row:
@@ -263,6 +274,11 @@ class _Attempt:
         self.reports = Table(path / "method.csv", REPORTS, after=after)
         self.clients = Table(path / "clients.csv", (*CLIENTS, *columns, *method.client_columns), after=after)
         self.tables = (self.metrics, self.reports, self.clients)
+
+    def _end_tracking(self, ending: Ending) -> None:
+        """Last of all: a tracker may wait for a network."""
+        if self.tracking:
+            self.tracking.end(ending)
 
     def _save(self) -> None:
         if self.snapshot is None or self.snapshot.round <= self.saved:

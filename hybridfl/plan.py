@@ -42,6 +42,8 @@ from hybridfl.optimizers import LocalWork
 from hybridfl.preset_sweeps import PresetSweep, sweep_at
 from hybridfl.rng import torch_seed
 from hybridfl.tasks import Tasks
+from hybridfl.trackers import Tracker
+from hybridfl.trackers.none import NoTracker
 from hybridfl.tuned import misplaced
 from hybridfl.types import SERVER, Method, Model
 
@@ -69,6 +71,7 @@ class Settings:
     augmentation: Augmenter
     topology: Topology
     executor: Executor
+    tracker: Tracker = field(default_factory=NoTracker)
     seed: NonNegativeInt = 0
     rounds: PositiveInt = 60
     start: str = "random"
@@ -207,6 +210,7 @@ def _planned(composed: Composed, cache: DataCache | None) -> Plan:
         raise ConfigError("mixed_precision", problem)
     if check := getattr(settings.executor, "check", None):
         check(device)
+    settings.tracker.check()
     options, node = separated(composed.config["model"])
     scale = options.scale(dataset)
     with _under("augmentation"):

@@ -25,6 +25,7 @@ def composed_of(run: Run) -> Composed:
     """
     config = dict(run.config)
     method, line, digest = (config.pop(key, None) for key in ("method", "overrides", "digest"))
+    config.pop("tracker", None)  # its package may be missing here, and nothing is sent
     if not isinstance(method, dict) or digest is None:
         raise ConfigError(run.folder.name, "has no config.yaml of a run, so it cannot be made again.")
     node = {key: value for key, value in method.items() if key not in FACTS}

@@ -135,7 +135,7 @@ class Run:
     @cached_property
     def flat(self) -> dict[str, Any]:
         """The config as dotted key → value, lists kept whole."""
-        return dict(_leaves(self.config, ""))
+        return dict(flattened(self.config))
 
     def value(self, key: str) -> Any:
         """The value of a dotted config key, or of a whole group (``method``): its name; ``ABSENT`` if there is none."""
@@ -213,10 +213,11 @@ class Run:
         return last.spent(cost, 1)[0] if last else math.nan
 
 
-def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def flattened(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A config as dotted keys and values, lists kept whole."""
     for name, value in node.items():
         if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from flattened(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

@@ -17,9 +17,10 @@ import yaml
 from cli_helpers import SMALL_DATA, call, done, rows
 from PIL import Image
 
-from hybridfl.build import locate, signature_of
+from hybridfl.build import build, locate, signature_of
 from hybridfl.config import GROUPS, Composer, choices, conf_dir
 from hybridfl.describe import describe
+from hybridfl.errors import ConfigError
 from hybridfl.models.options import ModelOptions
 from hybridfl.plan import DataCache, Settings, make_plan
 
@@ -167,6 +168,11 @@ def needed(group: str, name: str) -> list[str]:
         return [*line, "server_data.examples=10"]
     if (group, name) == ("executor", "workers"):
         return ["device=cpu"]
+    if group == "tracker":
+        try:
+            build(node(group, name), group).check()
+        except ConfigError as error:
+            pytest.skip(str(error))
     if group == "topology" and name in PEERS:
         return ["baseline=dsgd", f"clients.number={9 if name == 'torus' else 5}"]  # Feddle needs a server
     if group == "experiment" and name in PRESETS:
