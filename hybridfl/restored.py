@@ -25,7 +25,6 @@ def composed_of(run: Run) -> Composed:
     """
     config = dict(run.config)
     method, line, digest = (config.pop(key, None) for key in ("method", "overrides", "digest"))
-    config.pop("tracker", None)  # its package may be missing here, and nothing is sent
     if not isinstance(method, dict) or digest is None:
         raise ConfigError(run.folder.name, "has no config.yaml of a run, so it cannot be made again.")
     node = {key: value for key, value in method.items() if key not in FACTS}
@@ -44,6 +43,7 @@ def plan_of(run: Run, data_root: str | None = None) -> Plan:
         DataError: the data are missing, or they, or code of the user's, are not those of the run.
     """
     composed = composed_of(run)
+    composed.config.pop("tracker", None)  # nothing is sent, and its package may be missing here
     device = _device(composed.config)
     default = os.environ.get("HYBRIDFL_DATA", Settings.data_root)
     roots = [data_root] if data_root else dict.fromkeys([str(composed.config.get("data_root", default)), default])
