@@ -18,6 +18,7 @@ BIN := $(VENV)/bin
 MADE := $(VENV)/.made
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
+DOCS := $(VENV)/.installed-docs
 # The package root is among them for the version it holds.
 SPEC := pyproject.toml constraints.txt hybridfl/__init__.py
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
@@ -81,13 +82,17 @@ bench: $(RUN) ## Measure rounds against plain torch, the overhead, memory and st
 bench-search: $(RUN) ## Measure the search for coefficients against plain training, in time and memory
 	$(BIN)/python scripts/bench_search.py
 
+.PHONY: docs
+docs: $(DOCS) ## Build the documentation into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet -f scripts/docs/mkdocs.yml
+
 .PHONY: wheel
 wheel: $(DEV) ## Build the source archive, and the wheel from it, into DIST=dist
 	$(BIN)/python -m build --outdir "$(DIST)"
 
 .PHONY: clean
 clean: ## Remove .venv, build products and caches; results in outputs/ stay
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find . -path ./outputs -prune -o -path ./.git -prune -o \
 		\( -name __pycache__ -o -name '*.egg-info' \) -type d -prune -exec rm -rf {} +
 
@@ -116,5 +121,10 @@ $(RUN): $(MADE) $(SPEC)
 
 $(DEV): $(MADE) $(SPEC)
 	$(PIP_INSTALL) -e '.[dev]'
+	@$(COMPILE)
+	@touch $(RUN) $@
+
+$(DOCS): $(MADE) $(SPEC)
+	$(PIP_INSTALL) -e '.[docs]'
 	@$(COMPILE)
 	@touch $(RUN) $@
