@@ -84,7 +84,7 @@ bench-search: $(RUN) ## Measure the search for coefficients against plain traini
 
 .PHONY: docs
 docs: $(DOCS) ## Build the documentation into site/; a broken link is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet -f scripts/docs/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -f scripts/docs/mkdocs.yml
 
 .PHONY: wheel
 wheel: $(DEV) ## Build the source archive, and the wheel from it, into DIST=dist

@@ -66,7 +66,7 @@ def checked_only(monkeypatch: pytest.MonkeyPatch, composer: Composer) -> None:
 
     def sweep(chosen: object) -> int:
         jobs = composer.expand(chosen.overrides)
-        for job in jobs[:: 1 if len(jobs) <= 12 else len(jobs) // 6]:
+        for job in jobs[:: -(-len(jobs) // 4)]:
             settings_of(composer.compose(job))
         return 0
 
@@ -298,32 +298,36 @@ def test_a_row_of_the_reference(reference) -> None:
 # -- the site --------------------------------------------------------------------------------------------------------
 
 
-def test_the_site_is_whole_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+def built(tree: Path, target: Path) -> subprocess.CompletedProcess[str]:
+    """The site of a tree, by the line of the Makefile."""
     pytest.importorskip("mkdocs", reason="the extra hybridfl[docs] is not installed; `make docs` builds the site")
-    line = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "--quiet",
-        "-f",
-        str(SITE / "mkdocs.yml"),
-        "-d",
-        str(tmp_path),
-    ]
-    done = subprocess.run(
-        line, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=300
-    )
+    (line,) = re.findall(r"^\t.*\$\(BIN\)/python (-m mkdocs .*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    words = [sys.executable, *line.split(), "-d", str(target)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(words, cwd=tree, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_the_site_is_whole_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    done = built(ROOT, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     for page in PAGES[1:]:
         assert (tmp_path / page.relative_to(ROOT / "docs").with_suffix(".html")).is_file()
     html = {path: path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")}
     assert "Longest update that is left as it is." in html[tmp_path / "add-a-method.html"]
     assert "anchors / examples" in html[tmp_path / "reference" / "merging.html"]
-    loaded = [
-        found
-        for text in html.values()
-        for found in re.findall(r"<(?:script|link|img)\b[^>]*(?:src|href)=\"(?:https?:)?//[^>]*>", text)
-    ]
-    assert loaded == []
+    assert "../hybridfl/" not in re.sub(r"<[^>]*>", "", html[tmp_path / "theory.html"])
+    elsewhere = re.compile(r"<(?:script|link|img)\b[^>]*(?:src|href)=\"(?:https?:)?//[^>]*>")
+    assert [found for text in html.values() for found in elsewhere.findall(text)] == []
+
+
+def test_a_broken_link_breaks_the_build(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(ROOT / "docs", tree / "docs")
+    shutil.copytree(SITE, tree / "scripts" / "docs", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("hybridfl", "conf"):
+        (tree / name).symlink_to(ROOT / name)
+    with (tree / "docs" / "tutorial.md").open("a") as page:
+        page.write("\n[gone](../hybridfl/gone.py)\n")
+    done = built(tree, tmp_path / "site")
+    assert done.returncode != 0
+    assert "../hybridfl/gone.py" in done.stdout + done.stderr

@@ -93,7 +93,7 @@ def _choice(group: str, name: str, file: Path) -> list[str]:
     brought = [entry for entry in node.pop("defaults", []) if entry != "_self_"]
     node.pop("hydra", None)
     target = node.pop("_target_", None)
-    if brought:
+    if brought and group != "experiment":  # which shows its whole file
         told = ", ".join(
             f"`{e}`" if isinstance(e, str) else ", ".join(f"`{k}: {v}`" for k, v in e.items()) for e in brought
         )
