@@ -54,6 +54,13 @@ def test_one_column_a_combination_of_values(grid: Outputs) -> None:
     ]
 
 
+def test_columns_are_in_the_order_of_numbers(outputs: Outputs) -> None:
+    for place, (number, rate) in enumerate([(100, 1), (9, 10), (9, 2), (10, None)]):
+        outputs.run(str(place), "fedavg", 0, [0.5], clients__number=number, clients__rate=rate)
+    line = markdown(outputs.path, pivot=["clients.number,clients.rate"])[0]
+    assert cells(line)[1:] == ["9 / 2", "9 / 10", "10 / null", "100 / 1"]
+
+
 def test_the_best_and_what_is_no_worse_are_bold(grid: Outputs) -> None:
     lines = markdown(grid.path, pivot=["partitioning.alpha", "clients.delay"])
     rows = {cells(line)[0]: cells(line)[1:] for line in lines[2:6]}

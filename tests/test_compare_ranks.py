@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from hybridfl import comparison_figures
 from hybridfl.compare import Options, render
 from hybridfl.errors import ConfigError, HybridflError
 from hybridfl.ranking import average_ranks, block_ranks, critical_difference, friedman, groups
@@ -299,3 +300,15 @@ def test_the_diagram(grid: Outputs, tmp_path: Path) -> None:
     assert not any("fedavg" in comment for comment in comments)
     # one bar joins a and b, one b and c
     assert text.count("stroke: #c44e1f") == 2
+
+
+def test_the_diagram_is_to_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(comparison_figures, "_save", lambda figure, path: kept.append(figure))
+    methods = [("a", 1.2), ("b", 2.0), ("c", 2.8)]
+    comparison_figures.critical_difference_diagram(methods, 0.9, [[0, 1], [1, 2]], "title", Path("x.png"))
+    axes = kept[0].axes[0]
+    drawn = [(list(line.get_xdata()), line.get_linewidth()) for line in axes.lines]
+    assert ([1, 1, 1, 1.9, 1.9, 1.9], 1) in drawn
+    assert [x for x, width in drawn if width > 3] == [[1.2, 2.0], [2.0, 2.8]]
+    assert axes.get_xlim() == (1, 3)

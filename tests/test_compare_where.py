@@ -107,6 +107,11 @@ def test_wrong_conditions(grid: Outputs, where: list[str], message: str) -> None
         render([grid.path], Options(where=where))
 
 
+def test_only_names_of_classes_are_compared_loosely(grid: Outputs) -> None:
+    with pytest.raises(ConfigError, match=r"'method\.name=FedAvg' leaves none of the 18 runs"):
+        kept(grid, "method.name=FedAvg")
+
+
 def test_parts_of_a_condition() -> None:
     assert (parse("a.b>=1e-3").sign, parse("a.b>=1e-3").values) == (">=", ("1e-3",))
     assert parse("a=[1,2],[3],x").values == ("[1,2]", "[3]", "x")
