@@ -13,7 +13,7 @@ from hybridfl.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from hybridfl.config_memory import Composition
 
-PATHS = ("data_root", "output_dir", "start", "partitioning.path")
+PATHS = ("data_root", "output_dir", "start", "partitioning.path", "tracker.folder")
 GROUPS = (
     "dataset",
     "partitioning",

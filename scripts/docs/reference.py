@@ -151,7 +151,12 @@ def _table(options: Sequence[Option]) -> list[str]:
         (f"`{key}`", f"`{value}`" if value else "", _escaped(kind), _escaped(text))
         for key, value, kind, text in options
     ]
-    return ["| key | default | allowed | |", "|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows), ""]
+    return [
+        "| key | default | allowed | meaning |",
+        "|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+    ]
 
 
 def _shown(value: Any) -> str:
