@@ -183,12 +183,14 @@ def test_a_method_in_ten_minutes(users: Path) -> None:
     ]
     assert re.search("norm_bounding +Norm bounding:", call("list", "baseline", "--config-dir", "my_conf").out)
     sweep, tests = shell("add-a-method.md")
-    answer = call(*sweep[1:], "ui=plain")
+    answer = call(*sweep[1:], "ui=plain", "device=cpu")
     assert answer.status == 0, answer.both
     told = next(block["text"] for block in blocks("add-a-method.md") if block["kind"] == "text")
-    for line in told.splitlines():  # the figures of the page, the last column apart, which means nothing for one seed
-        start = [re.escape(word) for word in line.split()[:6]]
-        assert re.search(r"^ *" + r"\s+".join(start), answer.out, re.MULTILINE), f"{line}\n{answer.out}"
+    for name in ("norm_bounding", "fedavg"):
+        shown, printed = (
+            float(re.search(rf"^ *{name} +1 +([\d.]+) ", text, re.MULTILINE)[1]) for text in (told, answer.out)
+        )
+        assert abs(shown - printed) < 2, name  # on another kind of processor a few examples may fall otherwise
     (console,) = [block["text"] for block in blocks("add-a-method.md") if block["kind"] == "console"]
     typed, *expected = console.splitlines()
     answer = call(*shlex.split(typed)[2:])
