@@ -1,30 +1,21 @@
-"""Several processes that do one run: the numbers of one process, errors said once, and ranks that are lost."""
+"""Ranks: the numbers of one process, wrong input said once, and the parts they are made of."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import multiprocessing
-import os
 import shutil
-import signal
 import socket
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import helpers
 import pytest
 import torch
-from cli_helpers import SMALL_DATA, TINY, call, checkpoint_rounds, done, rows, status_of, tables
+from cli_helpers import SMALL_DATA, TINY, call, done, rows, status_of, tables
+from ranks_helpers import FEDAVG, done_in_ranks, launch, launch_lines, odd
 
 from hybridfl import parcels
 from hybridfl.assignment import task_of
-from hybridfl.cli import main
 from hybridfl.errors import ConfigError
 from hybridfl.executors.ranks import Ranks, shared_out
 from hybridfl.executors.vectorized import Vectorized
@@ -33,56 +24,6 @@ from hybridfl.local import TRAINING_PASSES
 from hybridfl.probes import mean_loss
 from hybridfl.types import SERVER, Job, Model
 
-LONG = (*TINY, "rounds=400", "baseline=fedavg", "checkpoint_seconds=0", "ui=none")
-"""A run that is not done before something happens to it."""
-FEDAVG = tuple(text for text in TINY if not text.startswith("merging."))
-
-ODD = """
-import os, time
-from dataclasses import replace
-import torch
-from hybridfl.local import cross_entropy
-from hybridfl.methods.fedavg import FedAvg
-from hybridfl.types import Model
-
-RANK = int(os.environ.get("RANK", 0))
-
-def faulty(apply, theta, params, batch, ctx):
-    if "WORLD_SIZE" in os.environ:
-        raise ArithmeticError("out of luck")
-    return cross_entropy(apply, theta, params, batch, ctx)
-
-class Odd(FedAvg):
-    \"\"\"FedAvg that does something else on rank 1 in the third round.\"\"\"
-
-    def __init__(self, how: str = "drift"):
-        self.how = how
-
-    def round(self, state, now):
-        here = RANK == 1 and now.index == 2
-        inside = super().round(state, now)
-        jobs = next(inside)
-        if self.how == "task" and now.index == 2:
-            jobs = [replace(job, loss=faulty) if job.participant == max(now.clients) else job for job in jobs]
-        if self.how == "jobs" and here:
-            jobs = jobs[:1]
-        if self.how == "method" and here:
-            raise ValueError("no idea")
-        if self.how == "sleep" and here:
-            open("asleep", "w").close()
-            time.sleep(60)
-        results = yield jobs
-        try:
-            inside.send(results)
-        except StopIteration as stop:
-            state = stop.value
-        if self.how == "drift" and RANK:
-            model = state["global"]
-            last = {n: torch.nextafter(t, torch.full_like(t, RANK)) for n, t in model.params.items()}
-            state = state | {"global": Model(last, model.buffers)}
-        return state
-"""
-
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,102 +31,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
-@dataclass
-class Launched:
-    """Ranks under way, in processes forked from one that has imported torch already."""
-
-    cwd: Path
-    ranks: list[ForkServerProcess]
-
-    def join(self, seconds: float = 60) -> list[int | None]:
-        """The exit statuses; whoever is left after this time is killed, and the test fails."""
-        deadline = time.monotonic() + seconds
-        for process in self.ranks:
-            process.join(max(0.0, deadline - time.monotonic()))
-        late = [process for process in self.ranks if process.is_alive()]
-        for process in late:
-            process.kill()
-            process.join()
-        assert not late, [self.said(rank) for rank in range(len(self.ranks))]
-        return [process.exitcode for process in self.ranks]
-
-    def said(self, rank: int) -> str:
-        file = self.cwd / f"said-{self.ranks[rank].pid}.txt"
-        return file.read_text() if file.exists() else ""
-
-    def signal(self, rank: int, number: signal.Signals) -> None:
-        pid = self.ranks[rank].pid
-        assert pid is not None
-        os.kill(pid, number)
-
-    def until(self, file: str) -> None:
-        """Waits for a file below the folder, but not for ranks that have ended."""
-        deadline = time.monotonic() + 60
-        while not list(self.cwd.glob(file)):
-            assert time.monotonic() < deadline
-            assert all(process.is_alive() for process in self.ranks), [self.said(0), self.said(1)]
-            time.sleep(0.005)
-
-
-def _child(cwd: str, lines: Sequence[Sequence[str]], environments: Sequence[dict[str, str]]) -> None:
-    os.chdir(cwd)
-    output = os.open(f"said-{os.getpid()}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    status = 0
-    for line, environment in zip(lines, environments, strict=True):
-        os.environ.update(environment)
-        status = status or main(list(line))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def free_ports(number: int) -> list[str]:
-    with contextlib.ExitStack() as all_of_them:
-        sockets = [all_of_them.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [str(one.getsockname()[1]) for one in sockets]
-
-
-def launch(cwd: Path, *arguments: str, ranks: int = 2, own: Sequence[Sequence[str]] = ()) -> Launched:
-    """``hybridfl ARGUMENTS`` in so many ranks; ``own`` are further arguments of each."""
-    return launch_lines(cwd, [[[*arguments, *(own[rank] if own else ())]] for rank in range(ranks)])
-
-
-def launch_lines(cwd: Path, lines: Sequence[Sequence[Sequence[str]]]) -> Launched:
-    """One rank for each list of lines, which does one of them after the other."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hydra", "hybridfl.sweep", "hybridfl.compare", "cli_helpers"])
-    ports = free_ports(len(lines[0]))
-    processes = []
-    for rank, mine in enumerate(lines):
-        here = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(lines)), "MASTER_ADDR": "127.0.0.1"}
-        environments = [here | {"MASTER_PORT": port} for port in ports]
-        process = context.Process(target=_child, args=(str(cwd), mine, environments))
-        process.start()
-        processes.append(process)
-    return Launched(cwd, processes)
-
-
-def done_in_ranks(cwd: Path, *arguments: str, ranks: int = 2) -> Path:
-    """The folder of a run that must succeed, of which only rank 0 speaks."""
-    launched = launch(cwd, "train", *arguments, "executor=ranks", ranks=ranks)
-    assert launched.join() == [0] * ranks, [launched.said(rank) for rank in range(ranks)]
-    assert [launched.said(rank) for rank in range(1, ranks)] == [""] * (ranks - 1)
-    return Path(launched.said(0).splitlines()[-1].removeprefix("run: "))
-
-
-def odd(how: str) -> list[str]:
-    """Overrides of a run with a method that is odd."""
-    Path("odd.py").write_text(ODD)
-    Path("conf/baseline").mkdir(parents=True, exist_ok=True)
-    Path("conf/baseline/odd.yaml").write_text("# Odd\n_target_: odd.Odd\nhow: drift\n")
-    return ["--config-dir", "conf", *FEDAVG, "baseline=odd", f"baseline.how={how}", "clients.per_round=4"]
-
-
 # -- the same numbers -------------------------------------------------------------------------------------------------
+
 
 RUNS = {
     "feddle": [*TINY, "clients.delay=3", "merging.coef.init=warm", "clients.random_updates=0.3"],
@@ -328,144 +175,6 @@ def test_every_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [Ranks().backend_for(gpu, name) for name in ("auto", "cuda", "cuda:1")] == ["nccl", "nccl", "gloo"]
     assert Ranks(backend="gloo").backend_for(gpu, "cuda") == "gloo"
     assert Ranks().backend_for(torch.device("cpu"), "auto") == "gloo"
-
-
-# -- faults -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("how", ["task", "method", "jobs"])
-def test_a_rank_that_fails_ends_all_of_them_with_its_reason(tmp_path: Path, how: str) -> None:
-    line = odd(how)
-    launched = launch(tmp_path, "train", *line, "executor=ranks")
-    assert launched.join(30) == [1, 1], [launched.said(0), launched.said(1)]
-    assert launched.said(1) == ""
-    (told,) = [text for text in launched.said(0).splitlines() if text.startswith("hybridfl: ")]
-    (run,) = Path("outputs/runs").iterdir()
-    log = (run / "log.txt").read_text()
-    if how == "task":
-        client = max(_clients_of_round(line, 2))
-        where = f"of 2 ({socket.gethostname()}), client {client} in round 3"
-        assert told.endswith(f"{where}: ArithmeticError: out of luck")
-        assert f"{where}: Traceback" in log
-    elif how == "method":
-        assert "ValueError: no idea" in told
-        assert 'raise ValueError("no idea")' in log
-    else:
-        assert "the method decides by something that is not the same everywhere" in told
-    assert "Traceback" not in launched.said(0)
-    assert (status_of(run)["status"], status_of(run)["round"]) == ("failed", 2)
-    assert checkpoint_rounds(run) == [2]
-    if how != "task":
-        return
-    assert done(*line, "executor=sequential") == run.resolve()
-    assert tables(run) == tables(done(*line, "executor=sequential", "output_dir=once"))
-
-
-def _clients_of_round(line: list[str], index: int) -> list[int]:
-    """Who takes part, which is the same for every method."""
-    overrides = [text for text in line[2:] if not text.startswith("baseline")]
-    plan = helpers.plan(*(text for text in overrides if text.split("=")[0] != "ui"), "baseline=fedavg")
-    return [arrival.client for arrival in plan.engine().schedule.born(index)]
-
-
-def test_ranks_that_are_stopped_continue_in_other_numbers(tmp_path: Path) -> None:
-    line = [*LONG, "rounds=40"]
-    for rank in (1, 0):
-        launched = launch(tmp_path, "train", *line, "executor=ranks")
-        launched.until(
-            "outputs/runs/*/checkpoints/round-*.pt" if rank else "outputs/runs/*/checkpoints/round-00001*.pt"
-        )
-        launched.signal(rank, signal.SIGTERM)
-        assert launched.join(30) == [130, 130], [launched.said(0), launched.said(1)]
-        told = "hybridfl: interrupted; the same command continues where it stopped."
-        assert launched.said(0).splitlines()[-1] == told
-        assert launched.said(1) == ""
-        (run,) = Path("outputs/runs").iterdir()
-        state = status_of(run)
-        assert state["status"] == "interrupted"
-        assert 0 < state["round"] < 40
-        assert checkpoint_rounds(run)[-1] == state["round"]
-    assert done_in_ranks(tmp_path, *line, ranks=3) == run.resolve()
-    assert tables(run) == tables(done(*line, "executor=sequential", "output_dir=once"))
-    assert (run / "log.txt").read_text().count("continues after round") == 2
-
-
-@pytest.mark.parametrize(("rank", "number"), [(1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGKILL)])
-def test_a_rank_that_is_lost(tmp_path: Path, rank: int, number: signal.Signals) -> None:
-    launched = launch(tmp_path, "train", *LONG, "executor=ranks", "executor.timeout_seconds=1")
-    launched.until("outputs/runs/*/checkpoints/round-000003-*.pt")
-    launched.signal(rank, number)
-    other = 1 - rank
-    launched.ranks[other].join(20)
-    assert launched.ranks[other].exitcode == 1, launched.said(other)
-    if number == signal.SIGSTOP:
-        launched.signal(rank, signal.SIGKILL)
-    launched.join(5)
-    # Torch's own warnings of broken connections are kept from a process that has not imported it before.
-    (told,) = [text for text in launched.said(other).splitlines() if text.startswith("hybridfl: ")]
-    if rank == 0:
-        assert told.startswith("hybridfl: the process where the 2 ranks meet is gone")
-    else:
-        assert f"rank 1 of 2 ({socket.gethostname()})" in told
-        (run,) = Path("outputs/runs").iterdir()
-        assert status_of(run)["status"] == "failed"
-        assert checkpoint_rounds(run)[-1] == status_of(run)["round"]
-
-
-def test_a_rank_that_is_asleep_is_alive(tmp_path: Path) -> None:
-    launched = launch(tmp_path, "train", *odd("sleep"), "executor=ranks", "executor.timeout_seconds=0.5")
-    launched.until("asleep")
-    time.sleep(2)
-    assert all(process.is_alive() for process in launched.ranks)
-    launched.signal(0, signal.SIGINT)
-    launched.ranks[0].join(0.5)
-    launched.signal(1, signal.SIGINT)
-    assert launched.join(20) == [130, 130]
-
-
-def children(pid: int) -> list[int]:
-    """Of a process, by their numbers."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        try:
-            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1] if folder.name.isdigit() else ""
-        except OSError:
-            continue
-        found += [int(folder.name)] if parent == str(pid) else []
-    return sorted(found)
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-def test_torchrun_and_a_rank_that_is_killed(tmp_path: Path) -> None:
-    line = [*LONG, "rounds=60"]
-    root = str(Path(main.__code__.co_filename).parent.parent)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    agent = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-            *("-m", "hybridfl", "train", *line, "executor=ranks"),
-        ],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("outputs/runs/*/checkpoints/round-*.pt")):
-        assert agent.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    ranks = children(agent.pid)
-    assert len(ranks) == 2
-    os.kill(ranks[1], signal.SIGKILL)
-    told, _ = agent.communicate(timeout=60)
-    assert agent.returncode != 0
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
-    assert told.count("hybridfl: interrupted; the same command continues where it stopped.") == 1, told
-    (run,) = Path("outputs/runs").iterdir()
-    assert status_of(run)["status"] == "interrupted"
-    assert checkpoint_rounds(run)[-1] == status_of(run)["round"] < 60
-    assert done(*line, "executor=sequential") == run.resolve()
-    assert tables(run) == tables(done(*line, "executor=sequential", "output_dir=once"))
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
