@@ -123,8 +123,10 @@ class Feed:
     def fed(self, block: _Block, number: int, chosen: Selection, who: Sequence[int], sizes: np.ndarray) -> Fed:
         """Their batches of a step, augmented if the run says so."""
         size, pool = int(sizes.max()), self.bench.x
-        positions, rows, y = (part[number][chosen, :size] for part in block[:3])
-        x = pool.index_select(0, rows.reshape(-1)).unflatten(0, rows.shape)
+        positions, rows, y = (part[number] for part in block[:3])
+        if (len(who), size) != rows.shape:
+            positions, rows, y = positions[chosen, :size], rows[chosen, :size], y[chosen, :size]
+        x = pool.index_select(0, rows.reshape(-1)).view(*rows.shape, *pool.shape[1:])
         real = None
         if sizes.min() < size:
             real = torch.from_numpy(np.arange(size) < sizes[:, None]).to(pool.device, pool.dtype)

@@ -94,7 +94,7 @@ class LockStep:
         self.bench, self.tasks, self.first = bench, tasks, tasks[0]
         starts = [task.job.start for task in tasks]
         self.theta, self.buffers = (
-            {name: _stack([part[name].detach() for part in parts]) for name in parts[0]}
+            {name: _stack([part[name] for part in parts]) for name in parts[0]}
             for parts in ([start.params for start in starts], [start.buffers for start in starts])
         )
         self.frozen = _merged([task.job.frozen for task in tasks])
@@ -148,8 +148,7 @@ class LockStep:
 
     def step(self, share: Share, state: State, lrs: Mapping[str, float]) -> None:
         chosen, fed = share.chosen, share.fed
-        theta = {name: stack[chosen] for name, stack in self.theta.items()}
-        buffers = {name: stack[chosen] for name, stack in self.buffers.items()}
+        theta, buffers, total = (_part(whole, chosen) for whole in (self.theta, self.buffers, self.total))
         if self.chain is None:
             losses, grads, calls = self.differentiated(fed, theta, buffers, chosen)
             self.update(theta, grads, state, lrs, chosen)
@@ -163,8 +162,9 @@ class LockStep:
                 self.update(theta, self.chain.gradients(theta, tape, slope), state, lrs, chosen)
         for width, times in calls.items():
             self.passes.setdefault(width, np.zeros(len(self.tasks), np.int64))[share.numbers] += share.sizes * times
-        self.total[chosen] += losses.detach()
+        total += losses.detach()
         if not isinstance(chosen, slice):  # a part in one piece was changed in place
+            self.total[chosen] = total
             _put_back(self.theta, theta, chosen, len(self.tasks))
             _put_back(self.buffers, buffers, chosen, len(self.tasks))
         _put_back(self.state, state, chosen, len(self.tasks))
@@ -250,20 +250,31 @@ def cross_entropy_and_slope(logits: Tensor, fed: Fed, classes: Tensor | None) ->
     if classes is not None:
         logits = only(logits, classes)
     log_p = torch.log_softmax(logits, 1)
-    slope, losses = log_p.exp(), torch.zeros_like(fed.y, dtype=log_p.dtype)
-    labels: list[tuple[Tensor, Tensor | float]] = [(fed.y, 1.0)]
-    if fed.partners is not None and fed.share is not None:
-        share = fed.share.unsqueeze(1)
-        labels = [(fed.y, share), (fed.y.gather(1, fed.partners), 1 - share)]
-    for y, part in labels:
-        column = y.reshape(-1, 1)
-        losses -= part * log_p.gather(1, column).view(y.shape)
-        slope.scatter_add_(1, column, (torch.full_like(losses, -1.0) * part).view(-1, 1))
+    slope, column = log_p.exp(), fed.y.reshape(-1, 1)
+    found = log_p.gather(1, column)
+    if fed.partners is None or fed.share is None:
+        losses = found.view(fed.y.shape).neg()
+        slope.scatter_(1, column, found.expm1_())
+    else:
+        share = fed.share.unsqueeze(1).expand_as(fed.y)
+        other = fed.y.gather(1, fed.partners).view(-1, 1)
+        losses = -share * found.view(fed.y.shape) - (1 - share) * log_p.gather(1, other).view(fed.y.shape)
+        for labels, part in ((column, share), (other, 1 - share)):
+            slope.scatter_add_(1, labels, -part.reshape(-1, 1))
     slope = slope.view(*losses.shape, -1)
     if fed.real is None:
         return losses.mean(1), slope.div_(losses.shape[1])
     weight = fed.real / fed.real.sum(1, keepdim=True)
     return (losses * weight).sum(1), slope.mul_(weight.unsqueeze(2))
+
+
+def _part(whole: Any, chosen: Selection) -> Any:
+    """Of a stack or of several by name: that of the chosen clients, for a part in one piece a view."""
+    if isinstance(whole, dict):
+        return {name: _part(stack, chosen) for name, stack in whole.items()}
+    if isinstance(chosen, slice) and chosen.stop == len(whole):
+        return whole
+    return whole[chosen]
 
 
 def _apart(stacks: Params, clients: int) -> list[Params]:
@@ -278,9 +289,10 @@ def _in_dims(fed: Fed) -> Any:
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
     """A new tensor of all of them; most often they are one."""
-    if all(tensor.data_ptr() == tensors[0].data_ptr() for tensor in tensors):
-        return tensors[0].expand(len(tensors), *tensors[0].shape).clone(memory_format=torch.contiguous_format)
-    return torch.stack(list(tensors))
+    if all(tensor is tensors[0] for tensor in tensors):
+        one = tensors[0].detach()
+        return one.expand(len(tensors), *one.shape).clone(memory_format=torch.contiguous_format)
+    return torch.stack(list(tensors)).detach()
 
 
 def _clipped(grads: Params, limit: float) -> Params:

@@ -22,6 +22,8 @@ from hybridfl.params import Params
 ELEMENTWISE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Identity)
 FUNCTIONS = (torch.relu, F.relu, F.gelu, F.silu, torch.tanh, F.tanh, torch.sigmoid, F.sigmoid)
 METHODS = ("relu", "tanh", "sigmoid")
+_through_relu = torch.ops.aten.threshold_backward.default
+"""``grad * (after > 0)`` in one operation."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Chain:
             if isinstance(layer, Flatten):
                 grad = grad.view(before.shape)
             elif isinstance(layer, Elementwise):
-                grad = grad * (after > 0) if layer.is_relu else torch.autograd.grad(after, before, grad)[0]
+                grad = _through_relu(grad, after, 0) if layer.is_relu else torch.autograd.grad(after, before, grad)[0]
             else:
                 weight, out = params[f"{layer.name}.weight"], grad.flatten(1, -2).transpose(1, 2)
                 if i > first:
