@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from hybridfl.executors.batching import Fed, Feed, Selection, Share
+from hybridfl.executors.grouped import Grouped, grouped
 from hybridfl.executors.stacked import Chain, chain
 from hybridfl.local import TRAINING_PASSES, Outcome, Task, Workbench, finished, loss_of, only
 from hybridfl.merging.slices import sliced
@@ -36,6 +37,13 @@ def by_hand(bench: Workbench, task: Task) -> Chain | None:
     if task.job.loss is not None or task.job.parametrization is not full:
         return None
     return chain(bench.net_at(task.job.width))
+
+
+def in_groups(bench: Workbench, task: Task) -> Grouped | None:
+    """The task's net with all clients' channels side by side, on a CPU, if it is convolutions and then dense layers."""
+    if task.job.loss is not None or task.job.parametrization is not full or bench.x.device.type != "cpu":
+        return None
+    return grouped(bench.net_at(task.job.width))
 
 
 def is_plain(task: Task) -> bool:
@@ -109,6 +117,7 @@ class LockStep:
         by_batch = any(isinstance(module, _NormBase) for net in nets for module in net.modules())
         self.feed = Feed(bench, tasks, fills=self.first.job.loss is None and not by_batch)
         self.chain = by_hand(bench, self.first)
+        self.grouped = in_groups(bench, self.first)
         classes = self.first.classes
         self.classes = None if classes is None else torch.tensor(classes, device=bench.x.device)
 
@@ -188,16 +197,8 @@ class LockStep:
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in theta.items()}
         frozen, ctx = (_selected(*part, chosen) for part in (self.frozen, self.ctx))
         if job.loss is None:
-            net, mapped, calls = (
-                self.bench.net_at(job.width),
-                job.parametrization,
-                Counter({job.width: TRAINING_PASSES}),
-            )
-            # In one go, so that what all clients share stays one tensor.
-            logits = torch.func.vmap(
-                lambda theta, frozen, buffers, x: run_net(net, mapped(theta, frozen), buffers, x),
-                in_dims=(0, self.frozen.dims, 0, 0),
-            )(leaves, frozen, buffers, fed.x)
+            calls = Counter({job.width: TRAINING_PASSES})
+            logits = self.logits(fed, leaves, buffers, frozen)
             losses, slope = cross_entropy_and_slope(logits.detach(), fed, self.classes)
             found = torch.autograd.grad(logits, list(leaves.values()), slope, allow_unused=True)
         else:
@@ -205,6 +206,18 @@ class LockStep:
             found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
         grads = {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(theta.items(), found, strict=True)}
         return losses, grads, calls
+
+    def logits(self, fed: Fed, theta: Params, buffers: Params, frozen: Any) -> Tensor:
+        """``(clients, b, classes)``."""
+        if self.grouped is not None:
+            return self.grouped.forward(theta, fed.x)
+        net, mapped = self.bench.net_at(self.first.job.width), self.first.job.parametrization
+        # In one go, so that what all clients share stays one tensor.
+        found: Tensor = torch.func.vmap(
+            lambda theta, frozen, buffers, x: run_net(net, mapped(theta, frozen), buffers, x),
+            in_dims=(0, self.frozen.dims, 0, 0),
+        )(theta, frozen, buffers, fed.x)
+        return found
 
     def losses(self, fed: Fed, theta: Params, buffers: Params, frozen: Any, ctx: Any) -> tuple[Tensor, Counter[float]]:
         """Those of the job's own rule."""

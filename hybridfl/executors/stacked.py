@@ -7,9 +7,9 @@ gradient descent adds the product that makes up a gradient to the weights at onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from hybridfl.models.precision import is_lowered
 from hybridfl.params import Params
+
+if TYPE_CHECKING:
+    import torch.fx
 
 ELEMENTWISE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Identity)
 FUNCTIONS = (torch.relu, F.relu, F.gelu, F.silu, torch.tanh, F.tanh, torch.sigmoid, F.sigmoid)
@@ -51,6 +54,7 @@ class Elementwise:
 
 
 Layer = Dense | Flatten | Elementwise
+LayerOrMore = TypeVar("LayerOrMore")
 
 
 class Passed(NamedTuple):
@@ -158,22 +162,25 @@ def _passed(layer: Layer, params: Params, x: Tensor) -> Passed:
 def chain(net: nn.Module) -> Chain | None:
     """The net as layers one after the other, if it is no more than that and all of them are known; found once."""
     if net not in _CHAINS:
-        layers = _traced(net)
-        _CHAINS[net] = Chain(tuple(layers)) if layers and _complete(net, layers) else None
+        layers: list[Layer] | None = layers_of(net, known_layer)
+        _CHAINS[net] = Chain(tuple(layers)) if layers and uses_every_parameter(net, layers) else None
     return _CHAINS[net]
 
 
 _CHAINS: WeakKeyDictionary[nn.Module, Chain | None] = WeakKeyDictionary()
 
 
-def _complete(net: nn.Module, layers: list[Layer]) -> bool:
-    """Whether the layers have every parameter of the net, and each of them once."""
+def uses_every_parameter(net: nn.Module, layers: Sequence[object], others: Sequence[str] = ()) -> bool:
+    """Whether the dense layers, and ``others``, have every parameter of the net, and each of them once."""
     dense = [layer for layer in layers if isinstance(layer, Dense)]
     names = [f"{layer.name}.{part}" for layer in dense for part in ("weight", "bias")[: 1 + layer.bias]]
-    return sorted(names) == sorted(name for name, _ in net.named_parameters())
+    return sorted([*names, *others]) == sorted(name for name, _ in net.named_parameters())
 
 
-def _traced(net: nn.Module) -> list[Layer] | None:
+def layers_of(
+    net: nn.Module, layer_of: Callable[[nn.Module, torch.fx.Node], LayerOrMore | None]
+) -> list[LayerOrMore] | None:
+    """What the net is one after the other; ``None`` if it is more than that, or ``layer_of`` does not know one of them."""
     if (
         is_lowered(net)
         or any(True for _ in net.buffers())
@@ -189,7 +196,7 @@ def _traced(net: nn.Module) -> list[Layer] | None:
         return None
     finally:
         net.train(training)
-    layers: list[Layer] = []
+    layers: list[LayerOrMore] = []
     last: torch.fx.Node | None = None
     for node in graph.nodes:
         if node.op == "output":
@@ -197,7 +204,7 @@ def _traced(net: nn.Module) -> list[Layer] | None:
         if last is not None:
             if not node.args or node.args[0] is not last or node.op == "get_attr":
                 return None
-            layer = _layer(net, node)
+            layer = layer_of(net, node)
             if layer is None:
                 return None
             layers.append(layer)
@@ -207,7 +214,8 @@ def _traced(net: nn.Module) -> list[Layer] | None:
     return None
 
 
-def _layer(net: nn.Module, node: torch.fx.Node) -> Layer | None:
+def known_layer(net: nn.Module, node: torch.fx.Node) -> Layer | None:
+    """What a node of the net's graph is, if it is dense, elementwise or flattens."""
     if node.op == "call_module" and not node.kwargs and len(node.args) == 1:
         name = str(node.target)
         module = net.get_submodule(name)
