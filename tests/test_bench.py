@@ -35,6 +35,7 @@ import rivals  # noqa: E402
 from benchmark import measure, workloads  # noqa: E402
 from benchmark.command import parsed, study  # noqa: E402
 from benchmark.contenders import Hybridfl, contender, write_given  # noqa: E402
+from benchmark.convolutions import Convolutions  # noqa: E402
 from benchmark.memory import children_memory  # noqa: E402
 from benchmark.processes import Child, answers  # noqa: E402
 from benchmark.progress import progress  # noqa: E402
@@ -88,6 +89,16 @@ def test_the_limits_are_central_training(name: str, kind: str, tmp_path: Path) -
         reference.round(0)
     assert agree(central.weights(), limit.weights())
     assert not agree(central.weights(), [tensor.detach() for tensor in theirs.net.parameters()])
+
+
+def test_all_ways_to_convolve_find_the_same_gradients() -> None:
+    ways = Convolutions(TINY["W1"])
+    expected = ways.alone()
+    assert len(ways.ways) == 4
+    for name, way in ways.ways.items():
+        for tensor, found in zip(expected.values(), way().values(), strict=True):
+            assert tensor.abs().max() > 0.1
+            assert torch.allclose(found, tensor, rtol=1e-4, atol=1e-3), name
 
 
 def test_central_training_is_federated_averaging_with_a_single_client(tmp_path: Path) -> None:
@@ -225,6 +236,7 @@ def test_everything_is_measured_at_toy_sizes(
         "--parts",
         "rounds",
         "overhead",
+        "convolutions",
     ]
     study(parsed([*toy, *which, "--output-dir", str(tmp_path)]))
     (folder,) = tmp_path.iterdir()
@@ -238,12 +250,15 @@ def test_everything_is_measured_at_toy_sizes(
         for quantity in ("overhead", "store", "local", "method"):
             found = [r for r in rows if (r["workload"], r["quantity"]) == (workload, quantity)]
             assert [r["repeat"] for r in found] == ["0", "1"]
+    steps = [(r["workload"], r["contender"], r["repeat"]) for r in rows if r["quantity"] == "step"]
+    assert sorted(steps) == [("W1", way, n) for way in ("alone", "grouped", "unfold", "vmap") for n in "01"]
     assert all(float(row["value"]) > 0 for row in rows)
     assert all(float(row["value"]) < 1 for row in rows if row["quantity"] == "overhead")
     out, told = capsys.readouterr()
     assert "not there: no_such; there are " in told
     for shown in (
         "W4: seconds a round",
+        "W1: seconds of a step of all clients",
         "to the limit",
         "W2: vectorized 1 / by_hand 1",
         "peak memory of W4",

@@ -14,15 +14,15 @@ from pathlib import Path
 
 from benchmark.contenders import Contender, contender, references
 from benchmark.machine import machine, warn
-from benchmark.measure import measure_overhead, measure_rounds, measure_startup
+from benchmark.measure import measure_convolutions, measure_overhead, measure_rounds, measure_startup
 from benchmark.processes import Child
 from benchmark.progress import progress
 from benchmark.record import Record
 from benchmark.show import draw, show
 from benchmark.stopping import Stopped, listen
-from benchmark.workloads import FOR_CPUS, WORKLOADS, Workload
+from benchmark.workloads import CONV, FOR_CPUS, WORKLOADS, Workload
 
-PARTS = ("rounds", "overhead", "startup")
+PARTS = ("rounds", "overhead", "convolutions", "startup")
 
 
 def parsed(arguments: Sequence[str] | None, about: str | None = None) -> argparse.Namespace:
@@ -90,6 +90,9 @@ def measure(
                 # Of a long round a few are enough; two of them, the first and the last, do not count.
                 rounds = repeats + 2 if workload.net == "mlp" else min(repeats, 5) + 2
                 measure_overhead(workload, one, rounds, place, record)
+            if "convolutions" in chosen.parts and workload.net == CONV:
+                for threads in chosen.threads:
+                    measure_convolutions(workload, threads, repeats, record, tell)
     if "startup" in chosen.parts:
         started = next((workload for workload in workloads if workload.name == "W2"), workloads[0])
         with progress(started.name) as tell:

@@ -1,4 +1,4 @@
-"""The three parts of a benchmark: rounds in turn, whole runs, and cold starts."""
+"""The parts of a benchmark: rounds in turn, whole runs, ways to convolve, and cold starts."""
 
 from __future__ import annotations
 
@@ -67,6 +67,17 @@ def measure_overhead(workload: Workload, one: Contender, rounds: int, folder: Pa
         for quantity in ("store", "local", "method"):
             record.add("overhead", workload.name, one, repeat, quantity, seen[quantity], "s")
     record.add("overhead", workload.name, one, 0, "peak of a run", found["peak"], "MiB")
+
+
+def measure_convolutions(workload: Workload, threads: int, repeats: int, record: Record, tell: Tell) -> None:
+    """Ways to convolve for all clients of a round at once, in turn, in one process."""
+    tell(f"convolutions with {threads} threads")
+    process = Child(threads, do="convolutions", threads=threads, workload=asdict(workload))
+    process.answer()
+    for repeat in range(repeats):
+        for way, seconds in process.asked("step").items():
+            record.add("convolutions", workload.name, Contender(way, threads), repeat, "step", seconds, "s")
+    process.close()
 
 
 def measure_startup(workload: Workload, repeats: int, folder: Path, record: Record, tell: Tell) -> None:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 
 from benchmark.contenders import Hybridfl, Runner, write_given
+from benchmark.convolutions import Convolutions
 from benchmark.memory import children_memory, own_peak
 from benchmark.references import REFERENCES, Given
 from benchmark.stopping import deferred
@@ -84,6 +85,13 @@ def answers(job: dict[str, Any], questions: Iterable[str]) -> Iterator[dict[str,
         yield {}
     elif job["do"] == "run":
         yield whole_run(job["line"], job["first_only"])
+    elif job["do"] == "convolutions":
+        torch.set_num_threads(job["threads"])
+        ways = Convolutions(Workload(**job["workload"] | {"shape": tuple(job["workload"]["shape"])}))
+        ways.timed(0)  # which is not counted
+        yield {}
+        for number, _ in enumerate(questions):
+            yield ways.timed(number)
     else:
         runner, number = made(job), 0
         yield {}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmark.convolutions import ALONE
 from benchmark.record import Record
 from benchmark.references import REFERENCES
 from benchmark.targets import ratio, targets
@@ -33,7 +34,7 @@ def show(record: Record, workloads: Sequence[str]) -> None:
     def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         shown = Table(title=title, title_justify="left")
         for column in columns:
-            shown.add_column(column, justify="left" if column in ("what", "contender", "workload") else "right")
+            shown.add_column(column, justify="left" if column in ("what", "contender", "workload", "way") else "right")
         for row in rows:
             shown.add_row(*row)
         if shown.row_count:
@@ -42,6 +43,12 @@ def show(record: Record, workloads: Sequence[str]) -> None:
     for name in workloads:
         columns = ("contender", "median", "quartiles", "to the limit [95 %]", "peak MiB")
         table(f"{name}: seconds a round; contenders with their threads", columns, timed(record, name))
+        columns = ("way", "median", "quartiles", "to one after the other [95 %]")
+        table(
+            f"{name}: seconds of a step of all clients; ways to convolve with their threads",
+            columns,
+            ways(record, name),
+        )
     columns = ("workload", "contender", "local ms", "method ms", "store ms", "outside", "peak MiB")
     table("Of a round in a whole run, medians", columns, overheads(record, workloads))
     table("Start-up, seconds", ("what", "median", "least", "most"), startups(record, workloads))
@@ -57,6 +64,15 @@ def timed(record: Record, workload: str) -> Iterator[tuple[str, ...]]:
         to_limit = str(ratio(seconds, record.values(workload, limit, "round"))) if limit else ""
         peak = told(record.values(workload, label, "peak"))
         yield label, f"{np.median(seconds):.4f}", f"{low:.4f} {high:.4f}", to_limit, peak
+
+
+def ways(record: Record, workload: str) -> Iterator[tuple[str, ...]]:
+    for label in record.labels(workload, "step"):
+        seconds = record.values(workload, label, "step")
+        low, high = np.quantile(seconds, [0.25, 0.75])
+        alone = record.values(workload, f"{ALONE} {label.rpartition(' ')[2]}", "step")
+        compared = str(ratio(seconds, alone)) if alone else ""
+        yield label, f"{np.median(seconds):.4f}", f"{low:.4f} {high:.4f}", compared
 
 
 def overheads(record: Record, workloads: Sequence[str]) -> Iterator[tuple[str, ...]]:

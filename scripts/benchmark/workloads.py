@@ -63,13 +63,14 @@ class Workload:
         return replace(self, clients=clients, per_round=4, together=1, train=1200, test=200)
 
 
+CONV = "benchmark.workloads.Conv"
 NETS = {"mlp": ("model.hidden=[64]",), "resnet18": ("model=resnet18",)}
 SKEWED = ("partitioning=dirichlet", "partitioning.alpha=0.3", "partitioning.min_examples=20")
 SHARED = ("~partitioning", "+partitioning={_target_:benchmark.workloads.WithReplacement,size:60}")
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload("W1", "benchmark.workloads.Conv", SKEWED, clients=100, per_round=10, together=1),
+        Workload("W1", CONV, SKEWED, clients=100, per_round=10, together=1),
         Workload("W2", "mlp", SKEWED, clients=100, per_round=10, together=4),
         Workload("W3", "mlp", ("partitioning=iid",), clients=1000, per_round=100, together=3),
         Workload("W4", "mlp", SHARED, clients=10_000, per_round=100, together=3),
