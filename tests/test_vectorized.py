@@ -466,5 +466,9 @@ def test_what_is_more_than_convolutions_and_dense_layers_is_left_to_vmap(name: s
 
 def test_such_nets_are_not_run_under_vmap(alone: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.func, "vmap", None)
-    check("model=cnn", "model.channels=[4,4]", "client_optimizer.momentum=0.9", "augmentation=mixup")
+    line = ("model=cnn", "model.channels=[4,4]", "client_optimizer.momentum=0.9", "augmentation=mixup")
+    once, again = check(*line), check(*line)
     assert not alone
+    assert all(
+        helpers.identical(a.result.model.params, b.result.model.params) for a, b in zip(once, again, strict=True)
+    )

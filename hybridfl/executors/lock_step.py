@@ -1,7 +1,7 @@
 """Tasks of one kind under way: their tensors stacked along a first axis, a step of all of them at once.
 
-The job's own loss runs under ``torch.func.vmap``, or a chain of dense layers through products that are written out, and the
-optimiser, which works entry by entry, steps the whole stack.
+The job's own loss runs under ``torch.func.vmap``, a chain of dense layers through products that are written out, and
+convolutions in groups; the optimiser, which works entry by entry, steps the whole stack.
 """
 
 from __future__ import annotations

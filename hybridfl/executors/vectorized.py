@@ -34,8 +34,10 @@ class Vectorized:
     """Runs tasks of the same kind in lock-step, others one after the other.
 
     Numbers agree with those of the sequential executor up to rounding. Chains of dense layers on the usual loss go through
-    batched products that are written out, a single one too; all else runs under ``torch.func.vmap``. One after the other are:
-    measurements, jobs that continue with or return an optimiser's state, nets with dropout, and rules that ``vmap`` cannot run.
+    batched products that are written out, a single one too; convolutions, GroupNorm and pooling before dense layers, on a
+    CPU and the usual loss, run with all clients' channels side by side; all else runs under ``torch.func.vmap``. Which of
+    them it is depends on the net, the job and the device; nothing is timed. One after the other are: measurements, jobs that
+    continue with or return an optimiser's state, nets with dropout, and rules that ``vmap`` cannot run.
 
     Attributes:
         threads: threads of a CPU operation.
