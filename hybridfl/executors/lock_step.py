@@ -151,7 +151,9 @@ class LockStep:
     def finite(self) -> list[bool]:
         """Of every client, whether all its tensors are; False may also be one whose sum is too large."""
         stacks = [*self.theta.values(), *(stack for stack in self.buffers.values() if stack.is_floating_point())]
-        sums = torch.stack([stack.reshape(len(stack), -1).sum(1).double() for stack in stacks])
+        # Products with ones, which are sums in half the time.
+        rows = [stack.reshape(len(stack), -1) for stack in stacks]
+        sums = torch.stack([(own @ own.new_ones(own.shape[1])).double() for own in rows])
         found: list[bool] = torch.isfinite(sums).all(0).tolist()
         return found
 
@@ -259,26 +261,26 @@ def cross_entropy_and_slope(logits: Tensor, fed: Fed, classes: Tensor | None) ->
     Returns:
         ``(clients,)``, ``(clients, b, classes)``.
     """
-    logits = logits.flatten(0, 1)
+    # With examples as the last axis it takes a twentieth of the time on a CPU, which goes along them, not along few classes.
+    logits = logits.transpose(1, 2)
     if classes is not None:
         logits = only(logits, classes)
-    log_p = torch.log_softmax(logits, 1)
-    slope, column = log_p.exp(), fed.y.reshape(-1, 1)
-    found = log_p.gather(1, column)
+    log_p, label = torch.log_softmax(logits, 1), fed.y.unsqueeze(1)
+    slope, found = log_p.exp(), log_p.gather(1, label)
     if fed.partners is None or fed.share is None:
-        losses = found.view(fed.y.shape).neg()
-        slope.scatter_(1, column, found.expm1_())
+        losses = found.squeeze(1).neg()
+        slope.scatter_(1, label, found.expm1_())
     else:
-        share = fed.share.unsqueeze(1).expand_as(fed.y)
-        other = fed.y.gather(1, fed.partners).view(-1, 1)
-        losses = -share * found.view(fed.y.shape) - (1 - share) * log_p.gather(1, other).view(fed.y.shape)
-        for labels, part in ((column, share), (other, 1 - share)):
-            slope.scatter_add_(1, labels, -part.reshape(-1, 1))
-    slope = slope.view(*losses.shape, -1)
+        share, other = fed.share.view(-1, 1, 1).expand_as(label), fed.y.gather(1, fed.partners).unsqueeze(1)
+        losses = -(share * found + (1 - share) * log_p.gather(1, other)).squeeze(1)
+        for column, part in ((label, share), (other, 1 - share)):
+            slope.scatter_add_(1, column, -part)
     if fed.real is None:
-        return losses.mean(1), slope.div_(losses.shape[1])
-    weight = fed.real / fed.real.sum(1, keepdim=True)
-    return (losses * weight).sum(1), slope.mul_(weight.unsqueeze(2))
+        losses, slope = losses.mean(1), slope.div_(losses.shape[1])
+    else:
+        weight = fed.real / fed.real.sum(1, keepdim=True)
+        losses, slope = (losses * weight).sum(1), slope.mul_(weight.unsqueeze(1))
+    return losses, slope.transpose(1, 2)
 
 
 def _part(whole: Any, chosen: Selection) -> Any:
