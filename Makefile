@@ -55,6 +55,10 @@ claims-fashion: $(RUN) ## Repeat the study of Feddle on Fashion-MNIST
 table-feddle: $(RUN) ## Run what is missing of Feddle's study E1 to E10, SCALE=cpu (or smoke, gpu), and write docs/results/feddle.md
 	$(BIN)/python scripts/table_feddle.py --scale $(SCALE) --jobs $(JOBS)
 
+.PHONY: tune-feddle
+tune-feddle: $(RUN) ## Tune Feddle and its rivals alike on the server's own examples, and write docs/results/feddle_tuning.md
+	$(BIN)/python scripts/tune_feddle.py --scale $(SCALE) --jobs $(JOBS)
+
 .PHONY: theory-feddle
 theory-feddle: $(RUN) ## Look for the theory of Feddle in its runs on the digits: gradients, spans, variances, coefficients
 	$(BIN)/python scripts/feddle_theory.py

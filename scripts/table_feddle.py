@@ -11,15 +11,12 @@ docs/results/feddle.md with its pictures beside it, the tables as LaTeX to OUTPU
 from __future__ import annotations
 
 import argparse
-import io
 import platform
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 
-from results.page import section
+from results.page import section, swept
 
-from hybridfl.cli import main
 from hybridfl.config import Composer, choices
 from hybridfl.preset_sweeps import sweep_at
 from hybridfl.store import write_text_atomic
@@ -48,17 +45,6 @@ def announce(chosen: argparse.Namespace) -> None:
         print(f"all of it: {total / 60:.1f} core-hours, less what is finished", file=sys.stderr)
 
 
-def swept(name: str, chosen: argparse.Namespace) -> Path:
-    """Run what is missing of a preset; its sweep's folder."""
-    said = io.StringIO()
-    with redirect_stdout(said):
-        main(["train", "-m", *line_of(name, chosen), f"output_dir={chosen.output_dir}", *chosen.launcher])
-    last = said.getvalue().strip().splitlines()[-1:]
-    if not last or not last[0].startswith("sweep: "):
-        raise SystemExit(f"{name}: the sweep ended without a folder")
-    return Path(last[0].removeprefix("sweep: "))
-
-
 def study() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", default="cpu")
@@ -69,12 +55,11 @@ def study() -> int:
     parser.add_argument("overrides", nargs="*", help="more overrides, such as seed=0")
     chosen = parser.parse_intermixed_args()
     chosen.output_dir = chosen.output_dir.resolve()
-    chosen.launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={chosen.jobs}"] if chosen.jobs > 1 else []
     announce(chosen)
     chosen.out.mkdir(parents=True, exist_ok=True)
     parts, whole = [], True
     for name in chosen.presets:
-        sweep = swept(name, chosen)
+        sweep = swept(line_of(name, chosen), chosen.output_dir, chosen.jobs)
         text, complete = section(name, line_of(name, chosen), sweep, chosen.out, chosen.output_dir / "tables")
         parts.append(text)
         whole = whole and complete

@@ -24,17 +24,12 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def run(seed: int, accuracies: list[float], moved: list[float], raw: bool = False) -> Run:
-    rounds = [str(number) for number in range(1, len(accuracies) + 1)]
-    cells = {
-        "round": rounds,
-        "accuracy": [str(value) for value in accuracies],
-        "bytes_up": [str(value) for value in moved],
-        "bytes_down": ["0"] * len(rounds),
-        "bytes_peer": ["0"] * len(rounds),
-    }
+    rounds = range(1, len(accuracies) + 1)
+    lines = [f"{number},{value},{spent},0,0" for number, value, spent in zip(rounds, accuracies, moved, strict=True)]
     config = {"seed": seed, "rounds": len(rounds), "method": {"name": "m", "moves_raw_data": raw}}
     found = Run(Path(f"m-{seed}"), config, {"status": "done"})
-    found.__dict__["curves"] = {"global": Curve(cells)}
+    header = ["round", "accuracy", "bytes_up", "bytes_down", "bytes_peer"]
+    found.__dict__["curves"] = {"global": Curve(header, lines)}
     return found
 
 
@@ -63,6 +58,37 @@ def test_means_deviations_and_what_is_missing() -> None:
         ["cheap", "35.0 ± 7.1", ""],
         ["dear", "20.0 (1/2)", "–"],
         ["oracle†", "20.0", ""],
+    ]
+
+
+def test_the_best_setting_is_chosen_by_validation_and_equal_ones_by_their_loss() -> None:
+    from results.cells import Grid
+    from results.tuning import block, sheet
+
+    def scored(accuracy: float, loss: float) -> list[Run]:
+        found = run(0, [1.0], [1])
+        found.__dict__["curves"]["validation"] = Curve(["round", "accuracy", "loss"], [f"1,{accuracy},{loss}"])
+        return [found]
+
+    grid = Grid(
+        "variant",
+        ("none", "fedavg", "late"),
+        ("search.lr=0.1", "search.lr=0.2", "client_optimizer.lr=1, mu=2"),
+        {
+            ("none", "search.lr=0.1"): scored(0.5, 2.0),
+            ("none", "search.lr=0.2"): scored(0.5, 1.0),
+            ("fedavg", "client_optimizer.lr=1, mu=2"): scored(0.3, 1.0),
+        },
+        {},
+    )
+    assert sheet(grid).body == [
+        ["none", "search.lr=0.1 50.0, search.lr=0.2 50.0", "search.lr=0.2"],
+        ["fedavg", "client_optimizer.lr=1, mu=2 30.0", "client_optimizer.lr=1, mu=2"],
+    ]
+    assert block(grid, "feddle").splitlines() == [
+        "tuned:",
+        "  feddle: {merging.search.lr: 0.2}",
+        "  fedavg: {client_optimizer.lr: 1, baseline.mu: 2}",
     ]
 
 

@@ -16,6 +16,18 @@ from results.plots import draw
 from results.sheets import accuracy_sheet, cost_sheet, least_bytes, within
 
 
+def swept(line: Sequence[str], output: Path, jobs: int) -> Path:
+    """Run what is missing of a sweep, in so many processes; its folder."""
+    launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}"] if jobs > 1 else []
+    said = io.StringIO()
+    with redirect_stdout(said):
+        main(["train", "-m", *line, f"output_dir={output}", *launcher])
+    last = said.getvalue().strip().splitlines()[-1:]
+    if not last or not last[0].startswith("sweep: "):
+        raise SystemExit(f"{' '.join(line)}: the sweep ended without a folder")
+    return Path(last[0].removeprefix("sweep: "))
+
+
 def section(name: str, line: Sequence[str], sweep: Path, pages: Path, papers: Path) -> tuple[str, bool]:
     """Markdown of one preset, and whether all of its runs are there.
 

@@ -1,0 +1,45 @@
+"""Tune Feddle and its rivals alike: four settings each, by the accuracy on a part of the server's own examples.
+
+    python scripts/tune_feddle.py                 the preset feddle_tuning, some fifty core-minutes
+    python scripts/tune_feddle.py --scale smoke   to see that it works
+
+Prints what was tried, and what was chosen as the `tuned` of conf/experiment/feddle_study.yaml. No test example has a say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from results.cells import grid
+from results.page import swept
+from results.tuning import block, sheet
+
+from hybridfl.config import Composer
+from hybridfl.formats import markdown
+from hybridfl.store import write_text_atomic
+
+
+def tune() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", default="cpu")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/feddle"), help="of the runs")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the table")
+    parser.add_argument("--jobs", type=int, default=1, help="worker processes (more than one needs the extra joblib)")
+    parser.add_argument("overrides", nargs="*", help="more overrides, such as device=cuda")
+    chosen = parser.parse_intermixed_args()
+    line = ["experiment=feddle_tuning", f"scale={chosen.scale}", *chosen.overrides]
+    folder = swept(line, chosen.output_dir.resolve(), chosen.jobs)
+    with Composer() as composer:
+        found = grid(composer, line, folder)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    page = ["# Feddle: what was tuned", "", f"    hybridfl train -m {' '.join(line)}", "", markdown(sheet(found)), ""]
+    write_text_atomic(chosen.out / "feddle_tuning.md", "\n".join(page))
+    print(markdown(sheet(found)))
+    print(block(found, "feddle"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(tune())
