@@ -193,9 +193,9 @@ def test_the_keyboard_reaches_tabs_and_points(browser: Browser, page: Path) -> N
     assert browser.texts("[role=tab][aria-selected=true]") == ["Curves"]
     browser.run("document.querySelector('svg.chart').focus()")
     browser.press(right)
-    assert browser.texts(".tip b")[0] == "1 round"
+    assert browser.texts(".tip b")[0] == "round 1"
     browser.press(right)
-    assert browser.texts(".tip b")[0] == "2 round"
+    assert browser.texts(".tip b")[0] == "round 2"
     browser.run("document.querySelector('[role=tab][aria-selected=true]').focus()")
     browser.press(end)
     assert browser.texts("h2") == [TABS[-1]]

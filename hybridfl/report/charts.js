@@ -60,7 +60,7 @@ function lineChart({ title, label, series, xName, yName, format, range, wide = f
   const clip = `clip${(controls += 1)}`;
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label, tabindex: 0, class: "chart" },
     svg("clipPath", { id: clip }, svg("rect", { x: box.left - 4, y: box.top - 4, width: box.right - box.left + 8, height: box.bottom - box.top + 8 })));
-  for (const value of ticks(...range)) {
+  for (const value of ticks(...range, 7)) {
     drawing.append(svg("line", { class: "grid", x1: box.left, x2: box.right, y1: y(value), y2: y(value) }),
       svg("text", { x: box.left - 8, y: y(value) + 4, "text-anchor": "end" }, brief(format, value)));
   }
@@ -108,7 +108,7 @@ function lineChart({ title, label, series, xName, yName, format, range, wide = f
     cursor.setAttribute("x2", x(value));
     cursor.setAttribute("visibility", "visible");
     const ratio = drawing.clientWidth / width;
-    held.show([el("b", {}, `${plain(value)} ${xName}`), ...lines.map(({ one, i }) => el("div", {},
+    held.show([el("b", {}, `${xName} ${plain(value)}`), ...lines.map(({ one, i }) => el("div", {},
       el("i", { class: "swatch", style: { background: one.colour } }), `${one.name} `, el("b", {}, format(one.mean[i])),
       one.sd && defined(one.sd[i]) ? ` ± ${format(one.sd[i])}` : "", one.runs && one.runs[i] < one.of ? ` (${one.runs[i]} of ${one.of} seeds)` : ""))],
     x(value) * ratio, top);
@@ -134,7 +134,7 @@ function lineChart({ title, label, series, xName, yName, format, range, wide = f
     if (!step || !stops.length) return;
     event.preventDefault();
     at = at < 0 ? (step > 0 ? 0 : stops.length - 1) : Math.max(0, Math.min(stops.length - 1, at + step));
-    point(stops[at], 12);
+    point(stops[at], 0.5 * drawing.clientHeight);
   });
   return held.node;
 }
@@ -200,8 +200,8 @@ function heatMap({ title, label, lines, columns, xName, fill, ink, text, write =
 
 /** One interval [mean, low, high] on an axis shared with others; `at` is the line it is read against. */
 function intervalPlot([mean, low, high], range, at, tint, text) {
-  const x = scale(range, [6, 174]);
-  const drawing = svg("svg", { viewBox: "0 0 180 18", class: "interval", role: "img", "aria-label": text },
+  const x = scale(range, [6, 144]);
+  const drawing = svg("svg", { viewBox: "0 0 150 18", class: "interval", role: "img", "aria-label": text },
     svg("line", { class: "zero", x1: x(at), x2: x(at), y1: 0, y2: 18 }));
   if (defined(low)) drawing.append(svg("line", { class: "whisker", x1: x(low), x2: x(high), y1: 9, y2: 9, stroke: tint }));
   drawing.append(svg("circle", { cx: x(mean), cy: 9, r: 4, fill: tint }));

@@ -96,7 +96,7 @@ function table(label, columns, body, rowHeaders = 1) {
   const order = { column: -1, down: false };
   const lines = body.map((cells) => cells.map((cell) => (typeof cell === "object" && cell !== null ? cell : { text: cell ?? "" })));
   const heads = columns.map((column, place) => el("th", { scope: "col", class: column.left ? "left" : null },
-    el("button", { type: "button", onclick: () => sort(place) }, column.name)));
+    el("button", { type: "button", onclick: () => sort(place) }, column.name.replaceAll(" %", "\u00a0%"))));
   const inside = el("tbody");
   const keyOf = (cell, column) => (cell.sort !== undefined ? cell.sort : column.left ? cell.text : leading(cell.text));
 
