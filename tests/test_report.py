@@ -289,6 +289,13 @@ def test_splits_beyond_the_limit_are_counted(outputs: Outputs, monkeypatch: pyte
     assert "Heat maps of 1 of 3 splits are left out, to keep the page small." in found["notes"]
 
 
+def test_of_very_many_clients_the_first_are_shown(outputs: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    split_of(outputs.run("a", "fedavg", 1, [0.5]), "s", {})
+    monkeypatch.setattr(splits, "CLIENTS", 1)
+    (one,) = collected(outputs)["splits"]
+    assert (one["number"], one["clients"]) == (2, [[1, 2, 0]])
+
+
 def test_a_split_of_an_earlier_version_or_a_damaged_one_is_no_failure(outputs: Outputs) -> None:
     split_of(outputs.run("a", "fedavg", 1, [0.5]), "s1", {})
     (outputs.run("b", "fedavg", 2, [0.5]) / "split.json").write_text('{"digest": ')
@@ -485,3 +492,12 @@ def test_help_knows_neither_torch_nor_hydra() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "usage: hybridfl report" in done.stdout
+
+
+def test_a_report_needs_no_torch(sweep: Path) -> None:
+    """Its import would take most of the time."""
+    code = "import sys; from hybridfl.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    arguments = ["report", str(sweep), "--config-dir", str(sweep.parents[2] / "conf")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"report: {sweep / 'report.html'}", "False"]
+    assert "left out" not in done.stderr

@@ -147,7 +147,7 @@ const blend = (name, share) => `color-mix(in oklab, var(--${name}) ${Math.round(
  */
 function heatMap({ title, label, lines, columns, xName, fill, ink, text, write = false, bar = null }) {
   const names = Math.max(...lines.map((line) => line.name.length));
-  const left = 18 + 6.2 * names;
+  const left = 20 + 6.8 * names;
   const wide = Math.max(6, Math.min(44, (bar ? 900 : 1060) / columns.length));
   const high = lines.length <= 60 ? 19 : lines.length <= 120 ? 12 : 7;
   const right = left + wide * columns.length;
@@ -208,6 +208,9 @@ function intervalPlot([mean, low, high], range, at, tint, text) {
   return drawing;
 }
 
+/** Above so many, dots are drawn as one path and have no notes. */
+const MANY_DOTS = 5000;
+
 /** Dots of many values on one line each: lines [{name, groups: [{colour, values: [[value, note]]}], marks: [[value, name]]}]. */
 function stripPlot({ title, label, lines, xName, format }) {
   const left = 16 + 6.4 * Math.max(...lines.map((line) => clipped(line.name).length));
@@ -230,11 +233,13 @@ function stripPlot({ title, label, lines, xName, format }) {
       svg("line", { class: "grid", x1: left, x2: width - 16, y1: middle, y2: middle }));
     let placed = 0;
     for (const group of line.groups) {
-      for (const [value, note] of group.values) {
+      const dots = group.values.map(([value, note]) => {
         // The golden ratio spreads dots evenly, and the same way each time.
         const shift = (((placed += 1) * 0.618034) % 1) - 0.5;
-        drawing.append(svg("circle", { cx: x(value), cy: middle + shift * (high - 14), r: 3, fill: group.colour, class: "dot" }, svg("title", {}, note)));
-      }
+        return [x(value), middle + shift * (high - 14), note];
+      });
+      if (values.length > MANY_DOTS) drawing.append(svg("path", { d: dots.map(([a, b]) => `M${a.toFixed(1)} ${b.toFixed(1)}h0`).join(""), stroke: group.colour, class: "dots" }));
+      else drawing.append(...dots.map(([a, b, note]) => svg("circle", { cx: a, cy: b, r: 3, fill: group.colour, class: "dot" }, svg("title", {}, note))));
     }
     for (const [value, name] of line.marks) {
       drawing.append(svg("path", { class: "median", d: `M${x(value)} ${middle - high / 2 + 3}V${middle + high / 2 - 3}` }, svg("title", {}, name)));

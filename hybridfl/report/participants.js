@@ -117,7 +117,7 @@ function showSplits(into, again) {
   const order = counts.map((_, client) => client);
   if (splitChoice.order === 1) order.sort((a, b) => sizes[b] - sizes[a]);
   const servers = byDomain ? one.server_domains : one.server;
-  const lines = order.slice(0, CLIENTS).map((client, i) => ({
+  const lines = order.map((client, i) => ({
     name: clientName(client, one.roles).replace("client ", ""), mark: one.roles[client] ? roleColour(one.roles[client]) : null, cells: counts[client], bar: sizes[client],
     gap: i === 0 && one.server_size > 0,
   }));
@@ -131,7 +131,7 @@ function showSplits(into, again) {
   }));
   const roles = rolesOf(one);
   const remarks = [
-    `${counted(one.clients.length, "client")}${one.clients.length > CLIENTS ? `, ${CLIENTS} of them shown` : ""}, ${counted(one.server_size, "example")} of the server's; ${counted(one.runs, "run")} of this report ${one.runs === 1 ? "has" : "have"} this split.`,
+    `${counted(one.number, "client")}${one.clients.length < one.number ? `, the first ${one.clients.length} of them shown` : ""}, ${counted(one.server_size, "example")} of the server's; ${counted(one.runs, "run")} of this report ${one.runs === 1 ? "has" : "have"} this split.`,
     "Examples for training and validation. The stronger the colour the more, by the square root.",
     one.server_size && !servers ? `The server's ${byDomain ? "domains" : "classes"} are not told: it has no labels of the clients' task, or an earlier version made the runs.` : "",
     roles.length ? `Marked: ${roles.map((role) => `${roleName(role)} (${Object.values(one.roles).filter((own) => own === role).length})`).join(", ")}. Counts are of the labels before they were spoilt.` : "",

@@ -16,7 +16,6 @@ from hybridfl.report.rows import Shown, place_of, rounded, thinned
 from hybridfl.report.splits import Splits
 from hybridfl.runs import Run, number
 from hybridfl.statistics import mean_sd
-from hybridfl.types import SERVER
 
 ROUNDS = 120
 """Of a run's coefficients, at most."""
@@ -25,6 +24,8 @@ VALUES = 60_000
 NAME = "coefficient"
 HONEST = "honest"
 SCOPE = "clients"
+SERVER = -1
+"""As in :mod:`hybridfl.types`, which imports torch."""
 
 
 def _in_turn(of: Shown) -> Iterator[tuple[int, Run]]:

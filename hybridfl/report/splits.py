@@ -12,6 +12,8 @@ from hybridfl.runs import Run
 
 CELLS = 200_000
 """In all heat maps together; further splits are left out."""
+CLIENTS = 200
+"""Of a split, at most: the first by number."""
 
 
 class Splits:
@@ -39,12 +41,13 @@ class Splits:
 
 
 def _shown(stored: Mapping[str, Any]) -> dict[str, Any]:
-    clients, server = stored["clients"], stored["server"]
+    clients, server = stored["clients"][:CLIENTS], stored["server"]
     domains = [str(name) for name in stored.get("domains") or []]
     return {
         "digest": str(stored["digest"]),
         "data": None if stored.get("data") is None else str(stored["data"]),
         "roles": {str(client): str(role) for client, role in (stored.get("roles") or {}).items()},
+        "number": len(stored["clients"]),
         "clients": [client["class_counts"] for client in clients],
         "server": stored.get("server_class_counts"),
         "server_size": server["sizes"]["train"] + server["sizes"]["val"],
