@@ -9,6 +9,7 @@ import shutil
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,8 @@ def leveldb_records(data: bytes) -> Iterator[bytes]:
             position += 32768 - position % 32768
             continue
         _, length, kind = struct.unpack_from("<IHB", data, position)
+        if position + 7 + length > len(data):  # still being written
+            return
         parts += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # whole, or the last part
@@ -264,10 +267,15 @@ def in_wandb(run: Path) -> dict[int, dict[str, float]]:
     from wandb.proto import wandb_internal_pb2
 
     (file,) = run.glob(f"wandb/offline-run-*/run-{run.name}.wandb")
+    records: list[Any] = []
+    deadline = time.monotonic() + 30
+    # W&B's own process closes the file a moment after the run has been told that it is finished.
+    while not records or records[-1].WhichOneof("record_type") != "exit":
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+        records = [wandb_internal_pb2.Record.FromString(data) for data in leveldb_records(file.read_bytes())]
     found: dict[str, list[tuple[int, float]]] = {}
-    for data in leveldb_records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in records:
         if record.WhichOneof("record_type") == "run":
             assert (record.run.run_id, record.run.project) == (run.name, "hybridfl")
         if record.WhichOneof("record_type") == "history":
