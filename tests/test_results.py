@@ -70,16 +70,18 @@ def test_the_best_setting_is_chosen_by_validation_and_equal_ones_by_their_loss()
         found.__dict__["curves"]["validation"] = Curve(["round", "accuracy", "loss"], [f"1,{accuracy},{loss}"])
         return [found]
 
+    cells = {
+        ("none", "search.lr=0.1"): scored(0.5, 2.0),
+        ("none", "search.lr=0.2"): scored(0.5, 1.0),
+        ("fedavg", "client_optimizer.lr=1, mu=2"): scored(0.3, 1.0),
+    }
+    planned = dict.fromkeys([*cells, ("late", "search.lr=0.1")], 1)
     grid = Grid(
         "variant",
         ("none", "fedavg", "late"),
         ("search.lr=0.1", "search.lr=0.2", "client_optimizer.lr=1, mu=2"),
-        {
-            ("none", "search.lr=0.1"): scored(0.5, 2.0),
-            ("none", "search.lr=0.2"): scored(0.5, 1.0),
-            ("fedavg", "client_optimizer.lr=1, mu=2"): scored(0.3, 1.0),
-        },
-        {},
+        cells,
+        planned,
     )
     assert sheet(grid).body == [
         ["none", "search.lr=0.1 50.0, search.lr=0.2 50.0", "search.lr=0.2"],

@@ -31,8 +31,8 @@ def trials(grid: Grid) -> Iterator[tuple[str, list[Trial]]]:
     for row in grid.rows:
         found = [
             Trial(column, _mean(runs, "accuracy"), _mean(runs, "loss"))
-            for column in grid.columns
-            if (runs := grid.cells.get((row, column)))
+            for at, column in grid.planned
+            if at == row and (runs := grid.cells.get((row, column)))
         ]
         if found:
             yield row, found
