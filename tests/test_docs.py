@@ -24,6 +24,7 @@ from hybridfl import track_command as track
 from hybridfl.build import Fraction, PositiveInt, Range
 from hybridfl.config import GROUPS, Composer, choices
 from hybridfl.plan import settings_of
+from hybridfl.report import command as report
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "scripts" / "docs"
@@ -38,7 +39,7 @@ def commands(page: Path) -> Iterator[str]:
     lines = [line for block in FENCE.finditer(text) for line in block["text"].splitlines()]
     lines += [line for line in outside.splitlines() if line.startswith("    ")]
     lines += [" ".join(inline.split()) for inline in re.findall(r"`(hybridfl\s+[^`\s]+\s[^`]+)`", outside)]
-    for line in lines:
+    for line in re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines():  # a line that goes on in the next
         words = line.strip().removeprefix("$ ").removeprefix(".venv/bin/")
         if re.match(r"hybridfl( |$)", words) and "…" not in words and "COMMAND" not in words:
             yield words
@@ -81,7 +82,7 @@ def checked_only(monkeypatch: pytest.MonkeyPatch, composer: Composer) -> None:
     monkeypatch.setattr(split, "show", lambda composed, out, whole: str(settings_of(composed)))
     monkeypatch.setattr(pretrain_command, "run", lambda chosen, typed, composed: settings_of(composed) and 0)
     monkeypatch.setattr(claims_command, "run", presets)
-    for command in (compare, data_command, export_command, merge_command, show, track):
+    for command in (compare, data_command, export_command, merge_command, report, show, track):
         monkeypatch.setattr(command, "run", lambda args: 0)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
