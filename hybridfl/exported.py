@@ -27,7 +27,7 @@ from torch import Tensor
 from hybridfl.deployment import Deployment
 from hybridfl.errors import ConfigError, nearest
 from hybridfl.federation import Federation
-from hybridfl.merging.saved import write
+from hybridfl.merging.saved import check_writable, write
 from hybridfl.models.options import separated
 from hybridfl.params import Params
 from hybridfl.plan import Plan
@@ -97,10 +97,11 @@ def described(path: Path) -> Path:
     """Where the YAML of a file lies.
 
     Raises:
-        ConfigError: under ``--out``: the file has another suffix, or a YAML there is no earlier one of a model.
+        ConfigError: under ``--out``: the file has another suffix or cannot be written there, or a YAML there is no earlier one of a model.
     """
     if path.suffix != SUFFIX:
         raise ConfigError("--out", f"got '{path}': nearest valid value: {path.with_suffix(SUFFIX)}.")
+    check_writable(path)
     beside = path.with_suffix(".yaml")
     if beside.exists() and not (beside.is_file() and beside.read_bytes().startswith(MARK.encode())):
         problem = f"got '{path}', and '{beside}', which would tell about it, is something else; name another file."

@@ -106,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out.suffix not in saved.SUFFIXES:
         problem = f"got '{args.out}': the suffix says how it is written. {nearest(args.out.suffix, saved.SUFFIXES)}"
         raise ConfigError("--out", problem)
+    saved.check_writable(args.out)
     found = saved.read(_inputs(args))
     if args.out.exists() and any(args.out.samefile(path) for path in _inputs(args)):
         raise ConfigError("--out", f"got '{args.out}', which is one of the inputs; name another file.")

@@ -10,6 +10,7 @@ outputs/runs/<digest>/      the first attempt; <digest>-2, <digest>-3, … are r
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hybridfl.errors import HybridflError
+from hybridfl.errors import ConfigError, HybridflError
 
 POLL_SECONDS = 0.2  # how often a waiting process looks whether the folder is free
 
@@ -179,7 +180,8 @@ def claim(output_dir: Path, digest: str, rerun: bool, on_wait: Callable[[str], N
     the block, not before: the other process may have finished the run meanwhile.
 
     Raises:
-        StoreError: the folder cannot be made, read or locked.
+        ConfigError: under ``output_dir``: a file is in the way, or one may not write there.
+        StoreError: the folder cannot be made, read or locked for another reason.
     """
     path = _make(Path(output_dir) / "runs", digest, rerun)
     lock = FileLock(path / ".lock")
@@ -191,9 +193,29 @@ def claim(output_dir: Path, digest: str, rerun: bool, on_wait: Callable[[str], N
         lock.release()
 
 
+def make_folder(folder: Path, key: str = "output_dir") -> None:
+    """Makes the folder that a user named, or one below it, and all above it.
+
+    Raises:
+        ConfigError: under ``key``: a file is in the way, or one may not write there.
+        StoreError: it cannot be made for another reason, such as a full disk.
+    """
+    with readable_errors(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno not in MISPLACED:
+                raise
+            problem = f"cannot write to '{folder}' ({error.strerror}); name a folder that can be written to."
+            raise ConfigError(key, problem) from error
+
+
+MISPLACED = (errno.EACCES, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS)
+"""Why a folder cannot be made where the user wants it; any other reason is not theirs."""
+
+
 def _make(runs: Path, digest: str, rerun: bool) -> Path:
-    with readable_errors(runs):
-        runs.mkdir(parents=True, exist_ok=True)
+    make_folder(runs)
     while True:
         path = _pick(runs, digest, rerun)
         with readable_errors(path):

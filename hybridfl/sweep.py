@@ -16,7 +16,7 @@ from hybridfl.errors import ConfigError, DataError
 from hybridfl.experiment import RunFailed, run
 from hybridfl.plan import DataCache, make_plan, settings_of
 from hybridfl.progress import Progress, make_progress
-from hybridfl.store import readable_errors, write_text_atomic
+from hybridfl.store import make_folder, write_text_atomic
 
 COLUMNS = ("run", "status", "method", "overrides", "error")
 
@@ -55,8 +55,7 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> Finished:
         raise ConfigError("", f"every job of the sweep was skipped; the first: {entries[0].error}")
     settings, _ = settings_of(entries[0].composed)
     folder = Path(settings.output_dir) / "sweeps" / _digest(entries)
-    with readable_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_text_atomic(folder / "overrides.txt", "\n".join(overrides) + "\n")
     _write(folder, entries)
     with make_progress(settings.ui) as progress:

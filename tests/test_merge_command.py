@@ -242,12 +242,6 @@ def test_only_the_first_tensors_that_do_not_fit_are_named() -> None:
         check_fit({}, {str(k): torch.zeros(1) for k in range(8)}, "one", "other")
 
 
-def test_a_folder_that_is_a_file_cannot_be_written_to(three: list[str]) -> None:
-    answer = call("merge", *three, "-o", "a.safetensors/out.pt")
-    assert answer.status == 1
-    assert answer.err.startswith("hybridfl: Cannot write a.safetensors/out.pt")
-
-
 # -- scores and barriers ---------------------------------------------------------------------------------------------
 
 

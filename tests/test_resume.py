@@ -355,14 +355,3 @@ def test_a_full_disk_loses_nothing_written_before(tmp_path: Path, whole: dict[st
     assert tables(run) == whole
     assert all(tables(run)[name].startswith(content) for name, content in kept.items())
     assert "continues after round" in (run / "log.txt").read_text()
-
-
-def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("precious")
-    for line in (TINY, ("-m", *TINY, "seed=0,1")):
-        answer = call("train", *line, "output_dir=file")
-        assert answer.status == 1
-        assert answer.err.startswith("hybridfl: Cannot write file/")
-        assert "Not a directory" in answer.err
-        assert len(answer.err.splitlines()) == 1
-    assert (tmp_path / "file").read_text() == "precious"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hybridfl import store
-from hybridfl.errors import HybridflError
+from hybridfl.errors import ConfigError, HybridflError
 from hybridfl.store import StoreError, claim, read_status, write_status, write_text_atomic
 
 ROOT = Path(__file__).parent.parent
@@ -118,7 +118,7 @@ def test_an_error_inside_the_block_passes_unchanged_and_frees_the_folder(tmp_pat
 
 def test_an_output_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(StoreError, match=r"Cannot write .*file/runs: Not a directory"):
+    with pytest.raises(ConfigError, match=r"^output_dir: cannot write to '.*file/runs' \(Not a directory\)"):
         picked(tmp_path / "file", False)
     assert (tmp_path / "file").read_text() == "precious"
 

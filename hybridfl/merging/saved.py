@@ -95,6 +95,19 @@ def _is_statistic(name: str) -> bool:
     return name.rpartition(".")[2] in STATISTICS
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a file that could not be written once the work is done.
+
+    Raises:
+        ConfigError: under ``--out``: it is a folder, or what it lies in is a file.
+    """
+    if path.is_dir():
+        raise ConfigError("--out", f"got '{path}', which is a folder; name a file.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ConfigError("--out", f"got '{path}', and '{above.name}' in it is no folder; name another file.")
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """A ``.safetensors`` file, or with another suffix a state dict by ``torch.save``; the folder is made if need be.
 
