@@ -14,7 +14,7 @@ from pathlib import Path
 from hybridfl.claims import Claim, Interval, decide, evidence
 from hybridfl.claims_report import Report, as_json, as_sheet
 from hybridfl.config import Composer, choices
-from hybridfl.errors import ConfigError, HybridflError, nearest
+from hybridfl.errors import ConfigError, DataError, HybridflError, nearest
 from hybridfl.formats import SHEETS
 from hybridfl.runs import Run, find_runs, to_stderr
 from hybridfl.statistics import bootstrap_interval, t_interval
@@ -97,9 +97,9 @@ def _sorted_out(what: Sequence[str], composer: Composer) -> tuple[list[str], lis
     for text in what:
         if text in known:
             presets.append(text)
-        elif Path(text).exists():
+        elif Path(text).is_dir():
             paths.append(Path(text))
-        elif "=" not in text:
+        elif "=" not in text or Path(text).exists():
             raise ConfigError(text, f"is no preset and no folder. {nearest(text, known)}")
     if not presets and not paths:
         paths = [Path("outputs")]
@@ -120,7 +120,11 @@ def of_sweeps(paths: Sequence[Path], overrides: Sequence[str]) -> list[list[str]
 
 def _overrides(sweep: Path) -> list[str]:
     """What was typed for a sweep, one override a line; in one line it is of an earlier version."""
-    lines = (sweep / "overrides.txt").read_text(encoding="utf-8").splitlines()
+    file = sweep / "overrides.txt"
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise DataError(f"{file}: cannot be read ({problem}); the sweep's line makes it anew.") from problem
     return lines if len(lines) > 1 else " ".join(lines).split()
 
 

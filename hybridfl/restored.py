@@ -13,7 +13,7 @@ from hybridfl.config import Composed
 from hybridfl.errors import ConfigError, DataError, HybridflError
 from hybridfl.experiment import unpacked
 from hybridfl.plan import Plan, Settings, device_of, make_plan
-from hybridfl.runs import FACTS, Run, to_stderr
+from hybridfl.runs import FACTS, WAY_OUT, Run, to_stderr
 from hybridfl.snapshot import Snapshot
 
 
@@ -65,8 +65,15 @@ def snapshot_of(run: Run, plan: Plan, on_note: Callable[[str], None] = to_stderr
 
     Raises:
         HybridflError: there is no checkpoint.
+        DataError: there are some, and none can be read.
     """
-    loaded = checkpoints.load_latest(run.folder / "checkpoints", plan.federation.device, on_note)
+    skipped: list[str] = []
+    loaded = checkpoints.load_latest(run.folder / "checkpoints", plan.federation.device, skipped.append)
+    if loaded is None and skipped:
+        problem = " ".join(skipped)
+        raise DataError(f"{run.folder.name}: has no checkpoint left to read. {problem} To get one: {WAY_OUT}.")
+    for note in skipped:
+        on_note(note)
     if loaded is None:
         raise HybridflError(
             f"{run.folder.name}: has no checkpoint, so there is no model yet; train makes one after checkpoint_seconds, "

@@ -30,6 +30,7 @@ COSTS = (*BYTES, "macs", "server_macs", "local_steps", "seconds", "sim_seconds")
 FACTS = ("name", "moves_raw_data", "upper_bound")
 """What ``config.yaml`` of a run tells of its method beside the method's own options."""
 SHOWN = ("global", "clients", "served")
+WAY_OUT = "put the original back, or remove the run's folder and train it again"
 ABSENT = object()
 """The value of a config key that a run does not have (``None`` is a value of its own)."""
 
@@ -185,14 +186,18 @@ class Run:
         title, *lines = text.splitlines() or [""]
         header = tuple(_fields(title))
         if not {"round", "scope"} <= set(header):
+            if self.done:
+                raise self._damaged("its first line names no round and scope")
             return {}
-        place, commas = header.index("scope"), len(header) - 1
+        place, at, commas = header.index("scope"), header.index("round"), len(header) - 1
         scopes: dict[str, list[str]] = {}
-        for line in lines:
+        for number, line in enumerate(lines, 2):
             quoted = _fields(line) if '"' in line else None
-            # a run that is being written may end in half a line
-            if (len(quoted) - 1 if quoted else line.count(",")) == commas:
-                scopes.setdefault((quoted or line.split(",", place + 1))[place], []).append(line)
+            told = quoted or line.split(",", max(place, at) + 1)
+            if (len(quoted) - 1 if quoted else line.count(",")) == commas and told[at].isdecimal():
+                scopes.setdefault(told[place], []).append(line)
+            elif line and (self.done or number <= len(lines)):  # a run that is being written may end in half a line
+                raise self._damaged(f"line {number} is none of its rows")
         return {name: Curve(header, found) for name, found in scopes.items()}
 
     def until(self, round: int) -> Run:
@@ -211,6 +216,9 @@ class Run:
         """What was spent until the last evaluation of any scope; NaN before the first."""
         last = max(self.curves.values(), key=lambda curve: curve.last_round, default=None)
         return last.spent(cost, 1)[0] if last else math.nan
+
+    def _damaged(self, problem: str) -> DataError:
+        return DataError(f"{self.folder / 'metrics.csv'}: {problem}; {WAY_OUT}.")
 
 
 def flattened(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -248,6 +256,9 @@ def read_run(folder: Path, job: int | None = None, known: dict[str, Any] | None 
         raise DataError(f"{path}: cannot be read ({' '.join(str(problem).split())})") from problem
     if not isinstance(found or {}, dict) or not isinstance(state, dict):
         raise DataError(f"{folder}: config.yaml and status.json must hold one mapping each")
+    if state.get("status") == "done" and "digest" not in (found or {}):  # its last line
+        reason = "is cut short" if found else "is not there or empty"
+        raise DataError(f"{config}: {reason}, though the run is done; {WAY_OUT}.")
     return Run(folder, found or {}, state, job)
 
 
@@ -287,10 +298,12 @@ def find_runs(paths: Sequence[Path], warn: Callable[[str], None] = to_stderr) ->
 
     Raises:
         ConfigError: a path is no run, sweep or output folder.
+        DataError: no run is finished, and one cannot be read; or a sweep's table cannot.
         HybridflError: no run is finished.
     """
     left_out: Counter[str] = Counter()
     found_in = [entry for path in paths for entry in _folders(path, left_out)]
+    unreadable: DataError | None = None
     # a dict keeps the order and drops repetitions
     jobs = dict.fromkeys(folder for folder, in_sweep in found_in if in_sweep)
     attempts: dict[str, list[Run]] = {}
@@ -298,8 +311,9 @@ def find_runs(paths: Sequence[Path], warn: Callable[[str], None] = to_stderr) ->
     for place, folder in enumerate(jobs | dict.fromkeys(folder for folder, _ in found_in)):
         try:
             found = read_run(folder, place if place < len(jobs) else None, known)
-        except DataError:
+        except DataError as problem:
             left_out["unreadable"] += 1
+            unreadable = unreadable or problem
             continue
         attempts.setdefault(found.digest, []).append(found)
     counting = [newest(found) for found in attempts.values()]
@@ -309,6 +323,8 @@ def find_runs(paths: Sequence[Path], warn: Callable[[str], None] = to_stderr) ->
     done = [one for one in counting if one.done]
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
     if not done:
+        if unreadable:
+            raise unreadable
         where = ", ".join(f"'{path}'" for path in paths)
         raise HybridflError(f"No finished run in {where}" + (f": {reasons}." if reasons else "."))
     if left_out:
@@ -349,8 +365,14 @@ def _neighbours(path: Path) -> str:
 
 def _jobs(sweep: Path, left_out: Counter[str]) -> list[Path]:
     """The run folders of a sweep in the order of its jobs, all attempts of each run."""
-    with (sweep / "runs.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    table = sweep / "runs.csv"
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+        raise DataError(f"{table}: cannot be read ({problem}); the sweep's line makes it anew.") from problem
+    if not rows or not {"run", "status"} <= rows[0].keys():
+        raise DataError(f"{table}: has no jobs with their run and status; the sweep's line makes it anew.")
     runs = sweep.parent.parent / "runs"
     attempts: dict[str, list[Path]] = {}
     for folder in sorted(runs.iterdir()) if runs.is_dir() else []:
@@ -386,6 +408,9 @@ def find_run(name: str, output_dir: Path) -> Run:
     if len(digests) > 1:
         raise ConfigError(name, f"several runs in '{runs}' begin so: {', '.join(digests)}. Type more of the digest.")
     if not digests:
+        if (path / "runs.csv").is_file() or (path / "runs").is_dir():
+            kind = "a sweep" if (path / "runs.csv").is_file() else "an output folder"
+            raise ConfigError(name, f"is {kind}, not a run; hybridfl compare {name} shows what is in it.")
         hint = nearest(path.name, names)
         raise ConfigError(name, f"no run folder, and no run in '{runs}' is called so. {hint}".rstrip())
     return newest(read_run(runs / folder) for folder in found if folder.partition("-")[0] == digests[0])

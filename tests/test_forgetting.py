@@ -67,7 +67,7 @@ def make(
     folder = output_dir / "runs" / name
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(
-        f"seed: 0\nrounds: {rounds}\ntasks: {{number: {tasks}}}\nmethod: {{name: {method}, _target_: x.Y}}\n"
+        f"seed: 0\nrounds: {rounds}\ntasks: {{number: {tasks}}}\nmethod: {{name: {method}, _target_: x.Y}}\ndigest: d\n"
     )
     (folder / "status.json").write_text(json.dumps({"status": status, "split": "s", "round": rounds, "rounds": rounds}))
     lines = [f"{r},{scope},{value},1,,,9,{r}e6,," for scope, curve in curves.items() for r, value in curve.items()]

@@ -18,13 +18,14 @@ overrides: baseline=fedavg seed=1
 partitioning: {alpha: 0.1, _target_: hybridfl.data.partitioning.Dirichlet}
 method: {name: fedavg, _target_: hybridfl.methods.fedavg.FedAvg}
 nothing: {}
+digest: abc123
 """
 METRICS = """\
 round,scope,accuracy,loss,worst10,spread,examples,bytes_up,bytes_down,bytes_peer,macs,server_macs,local_steps,seconds
 1,global,0.5,1.25,,,100,1000000,2000000,,5e9,,10,1.5
 1,clients,0.6,1.5,0.3,0.125,500,1000000,2000000,,5e9,,10,1.5
 2,global,0.75,1.0,,,100,2000000,4500000,,1e10,,20,3.0
-2,glo"""
+"""
 
 
 def make(output_dir: Path, name: str, metrics: str | None = METRICS, **status: Any) -> Path:
@@ -154,7 +155,7 @@ def test_values_of_keys_and_groups(tmp_path: Path) -> None:
 
 
 def test_half_a_line_of_a_run_at_work_is_no_evaluation(tmp_path: Path) -> None:
-    curve = runs.read_run(make(tmp_path, "abc")).curves["global"]
+    curve = runs.read_run(make(tmp_path, "abc", METRICS + "2,cli", status="running")).curves["global"]
     assert curve.rounds == [1, 2]
     assert curve.bytes == [3e6, 6.5e6]
 
