@@ -69,7 +69,7 @@ def locate(dotted: str, key: str) -> Callable[..., Any]:
         raise ConfigError(key, f"'{dotted}' is not a dotted path such as hybridfl.methods.fedavg.FedAvg.")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a module of the user's may fail in any way
+    except (Exception, SystemExit) as error:  # a module of the user's may fail in any way
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(key, f"cannot import '{dotted}': {reason}.") from error
     try:

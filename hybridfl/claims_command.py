@@ -84,7 +84,16 @@ def _reports(args: argparse.Namespace, warn: Callable[[str], None]) -> Iterator[
             raise ConfigError("preset", f"none is given, and no sweep there has one. {nearest('', known)}")
         for line in typed:
             study = study_of(composer, line)
+            if overrides:
+                _check_typed(study, composer)
             yield report_of(study, _stored(paths or [study.output], bool(paths), warn), composer, args)
+
+
+def _check_typed(study: Study, composer: Composer) -> None:
+    """Refuse what no run could have: it would be said to be missing, with a line that cannot be run."""
+    from hybridfl.plan import settings_of  # torch, which the claims themselves do not need
+
+    settings_of(composer.compose([*study.fixed, "baseline=none"]))
 
 
 def _sorted_out(what: Sequence[str], composer: Composer) -> tuple[list[str], list[Path], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,13 +89,23 @@ def check_folder(extra: Path | None) -> None:
     """Refuse a config folder of the user's that would not do what it seems to.
 
     Raises:
-        ConfigError: it is missing, or one of its files has the name of a shipped choice, which Hydra would take instead.
+        ConfigError: it is missing, or one of its files cannot be read or has the name of a shipped choice, which Hydra
+            would take instead.
     """
     if extra is None:
         return
     if not extra.is_dir():
         raise ConfigError("--config-dir", f"'{extra}' is not a folder.")
     for group in GROUPS:
+        for file in choices(group, extra).values():
+            if not file.is_relative_to(extra):
+                continue
+            try:
+                file.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(
+                    "--config-dir", f"'{file}' cannot be read ({error}); a config is text in UTF-8."
+                ) from error
         for name, file in choices(group).items():
             own = extra / group / file.name
             if own.is_file() and not own.samefile(file):
@@ -269,8 +280,13 @@ class Composer:
             if found:
                 return found
         error = self._in_its_own_words(overrides) or error
-        key = getattr(error, "full_key", None)
-        return ConfigError(key if isinstance(key, str) else "", _first_line(error))
+        key, told = getattr(error, "full_key", None), _first_line(error)
+        for text in overrides:
+            place, _, value = text.partition("=")
+            if "@" in place and f"'{place}'" in told:
+                whole = f"{place.partition('@')[0]}={value}"
+                return ConfigError(place, f"is no place for a choice in this config; nearest valid choice: {whole}.")
+        return ConfigError(key if isinstance(key, str) else "", told)
 
     def _in_its_own_words(self, overrides: Sequence[str]) -> Exception | None:
         """What Hydra says of these overrides where it takes them up by itself."""
@@ -331,11 +347,17 @@ class Composer:
 
 
 def nearest_key(key: str, keys: Sequence[str]) -> str:
-    """The hint for a key that is not there: its siblings if the group is right, all keys otherwise."""
+    """The hint for a key that is not there: what the innermost group that is there has, all keys if none is there."""
     parent, _, last = key.rpartition(".")
-    siblings = [k for k in keys if k.rpartition(".")[0] == parent] if parent else []
-    if siblings:
-        return nearest(key, siblings)
+    while parent:
+        siblings = {k.removeprefix(f"{parent}.").partition(".")[0] for k in keys if k.startswith(f"{parent}.")}
+        if siblings:
+            # Without what they all begin with, which would make any two of them look near.
+            wrong = key.removeprefix(f"{parent}.").partition(".")[0]
+            near = difflib.get_close_matches(wrong, siblings - {"_target_"}, n=1, cutoff=0.5)
+            hint = f"Did you mean '{parent}.{near[0]}'? " if near else ""
+            return hint + nearest("", [f"{parent}.{name}" for name in siblings])
+        parent = parent.rpartition(".")[0]
     top = [*GROUPS, *(k.partition(".")[0] for k in keys)]
     same = next((k for k in keys if k.rpartition(".")[2] == last), None)
     return nearest(same or key, [*top, *keys], top)

@@ -47,7 +47,7 @@ def nearest(value: object, choices: Iterable[str], listed: Iterable[str] | None 
     valid = sorted(set(choices))
     if not valid:
         return ""
-    close = difflib.get_close_matches(str(value), valid, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(str(value), valid, n=1, cutoff=0.5)
     hint = f"Did you mean '{close[0]}'? " if close else ""
     valid = sorted(set(listed)) if listed is not None else valid
     shown = ", ".join(valid[:30]) + (", …" if len(valid) > 30 else "")

@@ -65,7 +65,8 @@ def sweep_at(config: Mapping[str, Any]) -> PresetSweep | None:
     scale = config.get("scale")
     if not sweeps:
         if scale is not None:
-            raise ConfigError("scale", f"got '{scale}', but only presets have scales; choose one with experiment=.")
+            problem = "there is no preset, or it has no scales"
+            raise ConfigError("scale", f"got '{scale}', but {problem}; leave it out, or choose one that has.")
         return None
     if scale not in sweeps:
         raise ConfigError("scale", f"got '{scale}'. {nearest(str(scale), sweeps)}")

@@ -105,7 +105,7 @@ def test_a_product_of_hydras_is_part_of_every_cell(composer: Composer) -> None:
         ("sweeps", {"small": {"eahc": {}}}, "sweeps.small.eahc: unknown key. Did you mean 'each'?"),
         ("sweeps", {"small": {"cells": {"a": 3}}}, "sweeps.small.cells.a: got 3: expected a mapping"),
         ("sweeps", {"small": {"each": {"seed": 1}, "core_minutes": 0}}, "sweeps.small.core_minutes: got 0: must be"),
-        ("sweeps", {}, "scale: got 'small', but only presets have scales"),
+        ("sweeps", {}, "scale: got 'small', but there is no preset, or it has no scales"),
     ],
 )
 def test_what_is_wrong_with_it_is_said_before_the_first_round(key: str, value: Any, problem: str) -> None:
@@ -119,7 +119,7 @@ def test_what_is_wrong_with_it_is_said_before_the_first_round(key: str, value: A
 
 def test_a_scale_without_a_preset_is_refused() -> None:
     answer = call("train", *TINY, "scale=cpu")
-    assert (answer.status, answer.err.startswith("hybridfl: scale: got 'cpu', but only presets")) == (2, True)
+    assert (answer.status, answer.err.startswith("hybridfl: scale: got 'cpu', but there is no preset")) == (2, True)
 
 
 def test_one_run_of_the_preset_leaves_the_sweep_out_and_says_so() -> None:

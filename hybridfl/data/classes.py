@@ -28,7 +28,8 @@ def only_classes(dataset: Dataset, chosen: Sequence[int] | str) -> Dataset:
     if wrong:
         raise ConfigError("classes", f"got {wrong[0]}: the classes of {dataset.name} are 0 to {dataset.classes - 1}.")
     if len(wanted) < 2:
-        raise ConfigError("classes", f"got {chosen!r}: expected two classes or more.")
+        given = f"'{chosen}'" if isinstance(chosen, str) else list(chosen)
+        raise ConfigError("classes", f"got {given}: expected two classes or more.")
     number = np.full(dataset.classes, -1)
     number[wanted] = np.arange(len(wanted))
 
@@ -46,5 +47,7 @@ def _numbers(text: str) -> list[int]:
     numbers: list[int] = []
     for part in compact.split(","):
         first, _, last = part.partition("-")
+        if last and int(last) < int(first):
+            raise ConfigError("classes", f"got '{text}': {part} goes down; nearest valid value: {last}-{first}.")
         numbers += range(int(first), int(last or first) + 1)
     return numbers

@@ -112,6 +112,8 @@ class Amount:
             raise ConfigError("examples", "got null, and fraction is null too: give one of them, such as examples=100.")
         if self.classes is not None and not self.classes:
             raise ConfigError("classes", "got []: name at least one class, or null for all.")
+        if self.classes is not None and len(once := sorted(set(self.classes))) < len(self.classes):
+            raise ConfigError("classes", f"got {list(self.classes)}, a class twice; nearest valid value: {once}.")
 
     def draw(self, y: IntArray, classes: int, rng: np.random.Generator, where: str = "") -> IntArray:
         """Sorted positions of exactly as many examples as asked for, among those with labels ``y`` ``(N,)``.

@@ -297,7 +297,9 @@ def _partition(
     if clients < 1:
         raise ConfigError("clients.number", f"got {clients}: must be at least 1; nearest valid value: 1.")
     if not len(labels):
-        raise ConfigError("server_data", f"the server takes all {servers} training examples; leave some for clients.")
+        most = f", so that it has at most {servers - clients}" if servers > clients else ""
+        problem = f"the server takes all {servers} training examples; leave one at least for each client{most}."
+        raise ConfigError("server_data", problem)
     if clients > len(labels):
         after = f" after the server took {servers}" if servers else ""
         raise ConfigError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,12 +44,14 @@ def read_weights(
         unused: names of tensors that the run never reads, so that the file may lack them.
 
     Raises:
-        ConfigError: under the key ``start``: no such file, not weights, or names and shapes that do not fit the net.
+        ConfigError: under the key ``start``: no such file, not weights, or names, shapes and types that do not fit the
+            net, or numbers that are not finite.
     """
     if not path.is_file():
-        hint = nearest(str(path), ("random", "server", "solo"))
+        given = "" if path == Path() else path
+        hint = nearest(str(given), ("random", "server", "solo"))
         raise ConfigError(
-            "start", f"got '{path}'. {hint} Or a file of weights (.safetensors, .pt, .th); there is none of that name."
+            "start", f"got '{given}'. {hint} Or a file of weights (.safetensors, .pt, .th); there is none of that name."
         )
     wanted = {**like.params, **like.buffers}
     tensors = _renamed(read_tensors(path), wanted, key_map or {})
@@ -67,6 +69,10 @@ def read_weights(
         if tensors[name].shape != tensor.shape:
             shapes = f"{tuple(tensors[name].shape)} in the file, {tuple(tensor.shape)} in the net"
             raise ConfigError("start", f"{path}: '{name}' is {shapes}.")
+        if tensor.is_floating_point() and not tensors[name].is_floating_point():
+            raise ConfigError("start", f"{path}: '{name}' holds {_kind(tensors[name])}, the net's {_kind(tensor)}.")
+        if not tensors[name].isfinite().all():
+            raise ConfigError("start", f"{path}: '{name}' holds numbers that are not finite; give weights that are.")
     fitted = {name: tensors[name].to(like_tensor) for name, like_tensor in wanted.items()}
     model = Model({n: fitted[n] for n in like.params}, {n: fitted[n] for n in like.buffers})
     return Weights(model, (f"{path} {note}",) if note else ())
@@ -115,18 +121,24 @@ def read_tensors(path: Path, key: str = "start") -> dict[str, Tensor]:
     """
     from safetensors.torch import load_file
 
+    loaded: Any
     try:
         if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = dict(load_file(path))
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken file makes a reader raise
         problem = f"cannot read '{path}' as weights ({type(error).__name__})"
         raise ConfigError(key, f"{problem}; expected safetensors, or a state dict saved by torch.save.") from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(t, Tensor) for t in loaded.values()):
         raise ConfigError(key, f"'{path}' holds no name → tensor dict.")
     return loaded
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _some(names: list[str]) -> str:
