@@ -33,6 +33,12 @@ SWEEP_HELP = """\
 """
 
 
+PACKAGES = {name: name for name in (
+    "filelock", "matplotlib", "numpy", "omegaconf", "pandas", "pooch", "requests", "rich", "safetensors", "scipy", "torch",
+)} | {"PIL": "pillow", "hydra": "hydra-core", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # fmt: skip
+"""What an installation comes with, by the name it is imported by."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit status: 0 done, 2 wrong input, 1 anything else, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -57,8 +63,14 @@ def _reported(work: Callable[[], int]) -> int:
         return 1
     except SystemExit as stop:  # argparse
         return stop.code if isinstance(stop.code, int) else 2
-    except Exception:  # a mistake in the code, the user's or ours: only the traceback tells where
-        traceback.print_exc()
+    except Exception as error:  # a mistake in the code, the user's or ours: only the traceback tells where
+        name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        if name in PACKAGES:
+            print(
+                f"hybridfl: {name}: is not installed, and this needs it: pip install {PACKAGES[name]}", file=sys.stderr
+            )
+        else:
+            traceback.print_exc()
         return 1
 
 

@@ -329,6 +329,10 @@ class Composer:
             values = [str(v) for v in (override.sweep_string_iterator() if override.is_sweep_override() else [])]
             for value in values or ["null" if override.value() is None else str(override.value())]:
                 if value not in found:
+                    other = {"baseline": "merging", "merging": "baseline"}.get(key, "")
+                    if other and value in choices(other, self.extra):
+                        also = " baseline=none" if other == "merging" else ""
+                        return ConfigError(place, f"got '{value}'; nearest valid choice: {other}={value}{also}.")
                     return ConfigError(place, f"got '{value}'. {nearest(value, found)}")
             if override.is_add() and not override.is_force_add() and group in GROUPS and "@" not in key:
                 return ConfigError(key, "is chosen already; leave out the +.")
@@ -358,6 +362,7 @@ def nearest_key(key: str, keys: Sequence[str]) -> str:
             hint = f"Did you mean '{parent}.{near[0]}'? " if near else ""
             return hint + nearest("", [f"{parent}.{name}" for name in siblings])
         parent = parent.rpartition(".")[0]
+    keys = [k for k in keys if not k.startswith(("sweeps.", "tuned."))]  # which hold keys of the config themselves
     top = [*GROUPS, *(k.partition(".")[0] for k in keys)]
     same = next((k for k in keys if k.rpartition(".")[2] == last), None)
     return nearest(same or key, [*top, *keys], top)
@@ -396,6 +401,6 @@ def _first_line(error: BaseException) -> str:
     while cause is not None:
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         if lines:
-            return lines[0]
+            return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
         cause = cause.__cause__
     return type(error).__name__
