@@ -59,7 +59,7 @@ def test_sections_that_runs_share_are_parsed_once(outputs: Outputs, monkeypatch:
 
 
 def test_metrics_with_quotes_gaps_and_half_a_line(outputs: Outputs) -> None:
-    folder = outputs.run("a", "fedavg", 1, [0.5])
+    folder = outputs.run("a", "fedavg", 1, [0.5], status="running")
     lines = [
         HEADER,
         '1,"global/domain=a,b",0.25,,,,9,1e6,2e6,,,,,',
