@@ -325,6 +325,9 @@ def draw(composed: Composed, settings: Settings, cache: DataCache | None = None)
         return cache.load(node, getattr(settings.server_data, option), root, option)
 
     dataset = cache.load(composed.config["dataset"], settings.dataset, root)
+    if dataset.classes < 2:
+        problem = f"got {dataset.name}, which has one class only, and nothing to tell it from; two are needed at least."
+        raise ConfigError("dataset", problem)
     if settings.classes is not None:
         dataset = only_classes(dataset, settings.classes)
     dataset = settings.evaluation.limited(dataset)

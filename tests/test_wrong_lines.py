@@ -360,7 +360,7 @@ DATASETS = [
     Row("csv without a column", both(images, file("data/images/index.csv", "class,file\ncat,3.png\n")),
         "train DATA dataset=image_folder", ("data/images/index.csv: has no column split",)),
     Row("one class of images", both(images, gone("data/images/dog")), "train DATA dataset=image_folder",
-        ("data/images: there is one class only, cat", "Add images of others")),
+        ("dataset: got images, which has one class only", "two are needed")),
     Row("data root that is a file", None, "data fetch mnist --data-root w.safetensors",
         ("--data-root: cannot write to 'w.safetensors/mnist'", "name a folder")),
     Row("unknown data set", None, "data fetch minst", ("minst: unknown data set. Did you mean 'mnist'?",)),

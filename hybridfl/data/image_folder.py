@@ -90,11 +90,6 @@ class ImageFolder:
             kinds = sorted({picture.kind for pictures in found.values() for picture in pictures})
             numbers = {kind: number for number, kind in enumerate(kinds)}
             parts = _held_out([found[name] for name in chosen], self.test_fraction)
-        if len(numbers) < 2:
-            one = ", ".join(numbers)
-            raise DataError(
-                f"{top}: there is one class only, {one}, and nothing to tell it from. Add images of others."
-            )
         for part, pictures in zip(("train", "test"), parts, strict=True):
             if not pictures:
                 raise DataError(f"{top}: there are no {part} images. Add images, or set another dataset.test_fraction.")
