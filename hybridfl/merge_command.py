@@ -230,11 +230,14 @@ def _value(text: str) -> Any:
 def _weights(args: argparse.Namespace) -> list[float] | None:
     if args.weights is None:
         return None
+    equal = ",".join([f"{1 / len(args.models):.3g}"] * len(args.models))
     try:
         weights = [float(text) for text in args.weights.split(",")]
     except ValueError:
         weights = []
     if len(weights) != len(args.models) or not all(map(math.isfinite, weights)):
-        equal = ",".join([f"{1 / len(args.models):.3g}"] * len(args.models))
         raise ConfigError("--weights", f"got '{args.weights}': expected a number for each model, such as {equal}.")
+    if args.method in ("mean", *ALIGNMENTS) and math.fsum(weights) <= 0:
+        problem = f"got '{args.weights}', which sum to {math.fsum(weights):g}: expected more than 0, such as {equal}."
+        raise ConfigError("--weights", problem)
     return weights

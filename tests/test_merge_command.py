@@ -194,7 +194,7 @@ def test_every_method_takes_models_and_has_a_default_for_its_options(name: str) 
         (["--weights", "1,2"], r"--weights: got '1,2': expected a number for each model, such as 0\.333,0\.333,0\.333"),
         (["--weights", "1,x,2"], r"--weights: got '1,x,2'"),
         (["--weights", "1,inf,2"], r"--weights: got '1,inf,2'"),
-        (["--weights=-1,0,1"], r"--method: .* sum to 0"),
+        (["--weights=-1,0,1"], r"--weights: got '-1,0,1', which sum to 0: .* such as 0\.333"),
         (["--option", "t"], r"--option: got 't': write it as key=value"),
         (["--option", "weights=1"], r"--option weights: is given as --weights"),
         (["--option", "t=1"], r"--option t: unknown key"),
