@@ -170,7 +170,7 @@ def test_the_files_tell_what_the_model_is() -> None:
         "std": list(federation.dataset.std),
         "dtype": "float32",
         "batch_norm": "average",
-        "model": {"_target_": "hybridfl.models.cnn.CNN", "channels": [4, 8], "hidden": 16, "groups": 2, "kernel": 3,
+        "model": {"_target_": "hybridfl.models.cnn.CNN", "channels": [4, 8], "hidden": 16, "groups": 2, "kernel": 3, "halving": "pool",
                   "width": 1.0},
         "members": [{"prefix": "", "weight": 1.0, "width": 1.0}],
     }  # fmt: skip
