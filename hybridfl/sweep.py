@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +13,10 @@ from hybridfl.engine import Unsuitable
 from hybridfl.errors import ConfigError, DataError
 from hybridfl.experiment import RunFailed, run
 from hybridfl.plan import DataCache, make_plan, settings_of
+from hybridfl.preset_sweeps import ONLY
 from hybridfl.progress import Progress, make_progress
 from hybridfl.store import make_folder, write_text_atomic
-
-COLUMNS = ("run", "status", "method", "overrides", "error")
+from hybridfl.sweep_table import Row, write_rows
 
 
 @dataclass(frozen=True)
@@ -27,9 +25,15 @@ class Entry:
 
     composed: Composed
     digest: str
+    cells: tuple[str, ...] = ()
     run: str = ""
     status: str = "pending"
     error: str = ""
+
+    @property
+    def row(self) -> Row:
+        name, composed = self.run or self.digest, self.composed
+        return Row(name, self.status, composed.method_name, composed.line, self.error, self.cells)
 
 
 @dataclass(frozen=True)
@@ -49,15 +53,16 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> Finished:
     """
     cache = DataCache()
     with Composer(config_dir) as composer:
-        composed = [composer.compose(job) for job in composer.expand(overrides)]
-    entries = [_checked(job, cache) for job in composed]
+        cells = cells_of_jobs(composer, overrides)
+        composed = {job: composer.compose(job) for job in cells}
+    entries = [replace(_checked(composed[job], cache), cells=names) for job, names in cells.items()]
     if all(entry.status == "skipped" for entry in entries):
         raise ConfigError("", f"every job of the sweep was skipped; the first: {entries[0].error}")
     settings, _ = settings_of(entries[0].composed)
     folder = Path(settings.output_dir) / "sweeps" / _digest(entries)
     make_folder(folder)
     write_text_atomic(folder / "overrides.txt", "\n".join(overrides) + "\n")
-    _write(folder, entries)
+    write_rows(folder, (entry.row for entry in entries))
     with make_progress(settings.ui) as progress:
         for entry in entries:
             if entry.status == "skipped":
@@ -66,10 +71,23 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> Finished:
             if entry.status == "skipped":
                 continue
             entries[i] = _run(entry, cache, progress)
-            _write(folder, entries)
+            write_rows(folder, (entry.row for entry in entries))
             if entries[i].status == "failed" and settings.fail_fast:
                 break
     return Finished(folder, sum(entry.status == "failed" for entry in entries))
+
+
+def cells_of_jobs(composer: Composer, overrides: Sequence[str]) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """The jobs of an ``-m`` line in their order, each with the names of the preset's cells that it belongs to.
+
+    Raises:
+        ConfigError: as in :meth:`Composer.cells`.
+    """
+    found: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for name, jobs in composer.cells(overrides).items():
+        for job in map(tuple, jobs):
+            found[job] = (*found.get(job, ()), *([name] if name != ONLY else []))
+    return found
 
 
 def _checked(composed: Composed, cache: DataCache) -> Entry:
@@ -99,13 +117,3 @@ def _run(entry: Entry, cache: DataCache, progress: Progress) -> Entry:
 def _digest(entries: Sequence[Entry]) -> str:
     lines = [entry.digest or entry.composed.line for entry in entries]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
-
-
-def _write(folder: Path, entries: Sequence[Entry]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for entry in entries:
-        name = entry.run or entry.digest
-        writer.writerow([name, entry.status, entry.composed.method_name, entry.composed.line, entry.error])
-    write_text_atomic(folder / "runs.csv", text.getvalue())

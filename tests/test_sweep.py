@@ -44,7 +44,7 @@ def test_the_folder_of_a_sweep(tmp_path: Path, begun: list[str]) -> None:
     sweep = done("-m", *line)
     assert sweep.parent == tmp_path / "outputs" / "sweeps"
     jobs = rows(sweep / "runs.csv")
-    assert list(jobs[0]) == ["run", "status", "method", "overrides", "error"]
+    assert list(jobs[0]) == ["run", "status", "method", "overrides", "error", "cell"]
     assert [(job["method"], job["status"], job["error"]) for job in jobs] == [
         ("feddle", "done", ""),
         ("fedavg", "done", ""),
