@@ -170,7 +170,9 @@ def _train(arguments: list[str]) -> int:
 
 def _composed(chosen: argparse.Namespace, quiet: bool = False) -> Composed:
     from hybridfl.config import Composer
+    from hybridfl.sweep_line import refuse_outside
 
+    refuse_outside(chosen.overrides)
     with Composer(chosen.config_dir) as composer:
         composed = composer.compose(chosen.overrides)
     if composed.has_sweep and not quiet:
@@ -308,8 +310,12 @@ def _sweep(chosen: argparse.Namespace) -> int:
         print(f"hybridfl: {error}", file=sys.stderr)
     if finished.failed:
         print(f"hybridfl: {finished.failed} of the sweep's jobs failed.", file=sys.stderr)
+    if finished.left:
+        print(
+            f"hybridfl: {finished.left} of the sweep's jobs are left; the same line goes on with them.", file=sys.stderr
+        )
     print(f"sweep: {finished.folder.resolve()}")
-    return 1 if finished.failed else 0
+    return 1 if finished.failed or finished.left else 0
 
 
 @contextmanager

@@ -170,6 +170,21 @@ def is_held(folder: Path) -> bool:
     return False
 
 
+def finished_attempt(output_dir: Path, digest: str) -> Path | None:
+    """The folder of the run ``digest`` that :func:`claim` would find done, without holding it; None if there is none."""
+    first = Path(output_dir) / "runs" / digest
+    if not first.is_dir():
+        return None
+    path = _pick(first.parent, digest, rerun=False)
+    return path if is_done(path) else None
+
+
+def is_busy(output_dir: Path, digest: str, rerun: bool) -> bool:
+    """Whether another process works in the folder that :func:`claim` would hold."""
+    runs = Path(output_dir) / "runs"
+    return runs.is_dir() and is_held(_pick(runs, digest, rerun))
+
+
 @contextmanager
 def claim(output_dir: Path, digest: str, rerun: bool, on_wait: Callable[[str], None]) -> Iterator[RunFolder]:
     """Holds the folder of the run ``digest``, alone, for the length of the block.

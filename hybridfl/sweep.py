@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import sys
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +11,14 @@ from pathlib import Path
 from hybridfl.config import Composed, Composer
 from hybridfl.engine import Unsuitable
 from hybridfl.errors import ConfigError, DataError
-from hybridfl.experiment import RunFailed, run
-from hybridfl.plan import DataCache, make_plan, settings_of
+from hybridfl.plan import DataCache, Settings, make_plan, settings_of
 from hybridfl.preset_sweeps import ONLY
-from hybridfl.progress import Progress, make_progress
-from hybridfl.store import make_folder, write_text_atomic
+from hybridfl.store import is_busy, make_folder, write_text_atomic
+from hybridfl.sweep_board import LinesBoard
+from hybridfl.sweep_jobs import Board, Job, Outcome
+from hybridfl.sweep_line import sweep_line
 from hybridfl.sweep_table import Row, write_rows
+from hybridfl.sweep_work import workforce
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Finished:
-    """How a sweep ended: its folder, and the jobs that failed."""
+    """How a sweep ended: its folder, and how many jobs failed, or were left because something stopped them."""
 
     folder: Path
     failed: int
+    left: int = 0
 
 
 def sweep(overrides: Sequence[str], config_dir: Path | None) -> Finished:
@@ -51,9 +54,10 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> Finished:
         ConfigError: some job's config is wrong; none has been started.
         KeyboardInterrupt: stopped; the same line goes on where it was.
     """
+    line = sweep_line(overrides)
     cache = DataCache()
     with Composer(config_dir) as composer:
-        cells = cells_of_jobs(composer, overrides)
+        cells = cells_of_jobs(composer, line.overrides)
         composed = {job: composer.compose(job) for job in cells}
     entries = [replace(_checked(composed[job], cache), cells=names) for job, names in cells.items()]
     if all(entry.status == "skipped" for entry in entries):
@@ -62,19 +66,18 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> Finished:
     folder = Path(settings.output_dir) / "sweeps" / _digest(entries)
     make_folder(folder)
     write_text_atomic(folder / "overrides.txt", "\n".join(overrides) + "\n")
-    write_rows(folder, (entry.row for entry in entries))
-    with make_progress(settings.ui) as progress:
+    todo = [entry.composed for entry in entries if entry.status == "pending"]
+    force = workforce(line.launcher, todo, settings, folder, cache)
+    with LinesBoard(settings.ui, force.number == 1) as board:
         for entry in entries:
             if entry.status == "skipped":
-                progress.note(f"skipped: {entry.composed.line}: {entry.error}")
-        for i, entry in enumerate(entries):
-            if entry.status == "skipped":
-                continue
-            entries[i] = _run(entry, cache, progress)
-            write_rows(folder, (entry.row for entry in entries))
-            if entries[i].status == "failed" and settings.fail_fast:
-                break
-    return Finished(folder, sum(entry.status == "failed" for entry in entries))
+                board.note(f"skipped: {entry.composed.line}: {entry.error}")
+        for note in force.notes:
+            board.note(note)
+        jobs = Jobs(entries, settings, folder, board)
+        force.work(jobs, board)
+    left = sum(entry.status == "pending" for entry in entries)
+    return Finished(folder, sum(entry.status == "failed" for entry in entries), left)
 
 
 def cells_of_jobs(composer: Composer, overrides: Sequence[str]) -> dict[tuple[str, ...], tuple[str, ...]]:
@@ -100,18 +103,58 @@ def _checked(composed: Composed, cache: DataCache) -> Entry:
         raise ConfigError("", f"{where}{error}") from error
 
 
-def _run(entry: Entry, cache: DataCache, progress: Progress) -> Entry:
-    try:
-        # The plan is made again rather than kept: a thousand federations would not fit into memory.
-        path = run(make_plan(entry.composed, cache), progress)
-    except Exception as error:
-        # At once, and in red where there is colour; the traceback of a mistake in the code is in the run's own log.
-        reason = str(error) or type(error).__name__
-        text = f"failed: {entry.composed.line}: {reason}"
-        print(f"\x1b[31m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
-        name = error.path.name if isinstance(error, RunFailed) else entry.digest
-        return replace(entry, run=name, status="failed", error=reason)
-    return replace(entry, run=path.name, status="done", error="")
+class Jobs:
+    """The jobs that are to be done, and the sweep's table as they end.
+
+    Jobs that are the same run are one. One that another process works on is put off until all others are done, and then
+    waited for.
+
+    Args:
+        entries: of the sweep; those that end are replaced in it.
+    """
+
+    def __init__(self, entries: list[Entry], settings: Settings, folder: Path, board: Board) -> None:
+        self._entries, self._folder, self._board = entries, folder, board
+        self._output, self._rerun, self._fail_fast = Path(settings.output_dir), settings.rerun, settings.fail_fast
+        first: dict[str, int] = {}
+        for place, entry in enumerate(entries):
+            if entry.status == "pending":
+                first.setdefault(entry.digest, place)
+        self._waiting = deque(first.values())
+        self._put_off: set[int] = set()
+        self._under_way = 0
+        self.stopped = False
+        self._write()
+
+    def take(self) -> Job | None:
+        for _ in range(len(self._waiting)):
+            place = self._waiting[0]
+            entry = self._entries[place]
+            if not is_busy(self._output, entry.digest, self._rerun):
+                return self._begun()
+            if place not in self._put_off:
+                self._put_off.add(place)
+                self._board.note(f"put off: {entry.composed.line}: another process works on it.")
+            self._waiting.rotate(-1)
+        return self._begun() if self._waiting and not self._under_way else None
+
+    def _begun(self) -> Job:
+        self._under_way += 1
+        place = self._waiting.popleft()
+        entry = self._entries[place]
+        return Job(place, entry.composed, entry.digest)
+
+    def finish(self, job: Job, outcome: Outcome) -> None:
+        self._under_way -= 1
+        for place, entry in enumerate(self._entries):
+            if entry.digest == job.digest:
+                run = outcome.run if outcome.status != "pending" else entry.run
+                self._entries[place] = replace(entry, run=run, status=outcome.status, error=outcome.error)
+        self._write()
+        self.stopped |= outcome.status == "failed" and self._fail_fast
+
+    def _write(self) -> None:
+        write_rows(self._folder, (entry.row for entry in self._entries))
 
 
 def _digest(entries: Sequence[Entry]) -> str:
