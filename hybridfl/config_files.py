@@ -1,14 +1,16 @@
 """Config files that only hold options, put together without Hydra, which takes a tenth of a second for it.
 
-This is what Hydra does with a choice from a group whose file has no list of defaults and no package of its own: the file's
-content becomes the node of the group.
+This is what Hydra does with a choice from a group whose file has no package of its own: the file's content becomes the node of
+the group, on top of that of files which it starts from. A preset, for which the package is the whole config, chooses files of other groups,
+may start from another preset, and its content is merged on top.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,42 @@ Stamps = tuple[tuple[str, int, int, int], ...]
 """Path, time of the last change, size and inode of files and folders."""
 
 
-def plain_config(
-    chosen: Mapping[str, str], roots: Sequence[Path], stamps: Stamps
-) -> tuple[dict[str, Any], dict[str, str]] | None:
-    """The config of these choices, in its order, and the choices of all groups; None if it takes Hydra to make it.
+NAME = re.compile(r"(?!_self_$)\w[\w-]*")
+Find = Callable[[str, str], tuple[Any, ...]]
+"""The path and the stamp of a file by its group and name; empty if there is none."""
 
-    Its nodes are kept, and not to be changed.
+
+@dataclass
+class PlainConfig:
+    """What was put together.
+
+    Attributes:
+        config: in its order; its nodes are kept, and not to be changed.
+        choices: the chosen file of every group.
+        has_sweep: whether a preset brings parameters of a sweep.
+    """
+
+    config: dict[str, Any]
+    choices: dict[str, str]
+    has_sweep: bool = False
+
+
+@dataclass
+class _Preset:
+    """Files whose package is the whole config.
+
+    Attributes:
+        choices: files of other groups; what a preset says itself goes before what those say that it starts from.
+        contents: those that it starts from first.
+    """
+
+    choices: dict[str, str] = field(default_factory=dict)
+    contents: list[dict[Any, Any]] = field(default_factory=list)
+    has_sweep: bool = False
+
+
+def plain_config(chosen: Mapping[str, str], roots: Sequence[Path], stamps: Stamps) -> PlainConfig | None:
+    """The config of these choices; None if it takes Hydra to make it.
 
     Args:
         chosen: the name of a file by group; the other groups have their defaults.
@@ -31,39 +63,123 @@ def plain_config(
         stamps: of all files in them.
     """
     seen = {path: (path, *stamp) for path, *stamp in stamps}
-    primary = _content(*seen.get(str(roots[0] / "config.yaml"), ("", 0, 0, 0)))
+
+    def find(group: str, name: str) -> tuple[Any, ...]:
+        # Hydra takes the first folder that has the file.
+        return next((seen[file] for root in roots if (file := str(root / group / f"{name}.yaml")) in seen), ("",))
+
+    primary = _content(*find("", "config"))
     if primary is None or "hydra" in primary:
         return None
-    choices: dict[str, str] = {}
-    whole: dict[str, Any] = {}
+    entries = list(primary.get("defaults", []))
     own = {key: value for key, value in primary.items() if key != "defaults"}
-    for entry in primary.get("defaults", []):
+    choices: dict[str, str] = {}
+    preset = _Preset()
+    if entries and isinstance(entries[-1], dict) and len(entries[-1]) == 1:
+        ((group, default),) = entries[-1].items()
+        chosen_preset = chosen.get(group, default)
+        if group not in own and (found := _preset(group, chosen_preset, find)):
+            preset = found
+            entries.pop()
+            choices[group] = chosen_preset
+    chosen = {**preset.choices, **chosen}
+    whole: dict[str, Any] = {}
+    for entry in entries:
         if entry == "_self_":
             whole |= own
             continue
         if not isinstance(entry, dict) or len(entry) != 1:
             return None
-        ((group, name),) = entry.items()
-        name = chosen.get(group, name)
-        # Hydra takes the first folder that has the file.
-        files = [file for root in roots if (file := str(root / group / f"{name}.yaml")) in seen]
-        content = _content(*seen[files[0]]) if files else None
-        if content is None or "defaults" in content or group in own or group in choices:
+        ((group, default),) = entry.items()
+        name = str(chosen.get(group, default))
+        parts = _parts(group, name, find)
+        if parts is None or group in own or group in choices:
             return None
-        choices[group] = name
-        whole[group] = content
+        choices |= {group: name} | {f"{other}@{group}": there for other, there in parts.choices.items()}
+        whole[group] = _merged({}, parts.contents) if len(parts.contents) > 1 else parts.contents[0]
     if set(chosen) - set(choices) or not set(own) <= set(whole):
         return None
-    return whole, choices
+    return PlainConfig(_merged(whole, preset.contents), choices, preset.has_sweep)
+
+
+def _merged(config: dict[str, Any], contents: Sequence[dict[Any, Any]]) -> dict[str, Any]:
+    if not contents:
+        return config
+    whole = OmegaConf.create(config)
+    for content in contents:
+        whole.merge_with(OmegaConf.create(content))
+    found = OmegaConf.to_container(whole)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+def _parts(group: str, name: str, find: Find, parents: tuple[tuple[str, str], ...] = ()) -> _Preset | None:
+    """What a file of a group says, and those that it starts from; None if it has other defaults.
+
+    Its choices are those of files that it takes from other groups.
+    """
+    loaded = _content(*find(group, name))
+    if loaded is None or (group, name) in parents:
+        return None
+    parts = _Preset()
+    for entry in _before_self(loaded.get("defaults", [])):
+        other, base = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else ("", entry)
+        told = re.fullmatch(r"/(\w+)@_here_", other)
+        if not (isinstance(base, str) and NAME.fullmatch(base) and (told or not other)):
+            return None
+        found = _parts(told[1] if told else group, base, find, (*parents, (group, name)))
+        if found is None:
+            return None
+        parts.contents += found.contents
+        parts.choices |= found.choices | ({told[1]: base} if told else {})
+    parts.contents.append({key: value for key, value in loaded.items() if key != "defaults"})
+    return parts
+
+
+def _before_self(entries: Sequence[Any]) -> Sequence[Any]:
+    """The defaults of a file above which its own content goes, as it does if it does not say so."""
+    return entries[:-1] if entries and entries[-1] == "_self_" else entries
+
+
+def _preset(group: str, name: str, find: Find, parents: tuple[str, ...] = ()) -> _Preset | None:
+    """What a file for the whole config says, and those it starts from; None if it is none, or says more than choices."""
+    loaded = _content(*find(group, name), package="_global_")
+    if loaded is None or name in parents:
+        return None
+    content = {key: value for key, value in loaded.items() if key not in ("defaults", "hydra")}
+    preset = _Preset(contents=[content])
+    bases = []
+    for entry in _before_self(loaded.get("defaults", [])):
+        if isinstance(entry, str) and NAME.fullmatch(entry) and not preset.choices:
+            bases.append(entry)
+            continue
+        told = re.fullmatch(r"override /([\w/]+)", next(iter(entry))) if isinstance(entry, dict) else None
+        if told is None or len(entry) != 1 or told[1] in preset.choices or not isinstance(entry[told[0]], str):
+            return None
+        preset.choices[told[1]] = entry[told[0]]
+    hydra = loaded.get("hydra", {"sweeper": {"params": None}})
+    if list(hydra) != ["sweeper"] or list(hydra["sweeper"]) != ["params"]:
+        return None
+    preset.has_sweep = bool(hydra["sweeper"]["params"])
+    for base in reversed(bases):
+        found = _preset(group, base, find, (*parents, name))
+        if found is None:
+            return None
+        preset.choices = {**found.choices, **preset.choices}
+        preset.contents = [*found.contents, *preset.contents]
+        preset.has_sweep |= found.has_sweep
+    return preset
 
 
 @functools.lru_cache(maxsize=1024)
-def _content(path: str, *stamp: int) -> dict[Any, Any] | None:
-    """What a file holds; None if it is missing, has a header for Hydra, or is no mapping."""
+def _content(path: str, *stamp: int, package: str = "") -> dict[Any, Any] | None:
+    """What a file holds; None if it is missing, has a header for Hydra other than for this package, or is no mapping."""
     if not path:
         return None
     text = Path(path).read_text(encoding="utf-8")
-    if re.search(r"^\s*#\s*@", text, re.MULTILINE):
+    if package and not text.startswith(f"# @package {package}\n"):
+        return None
+    if len(re.findall(r"^\s*#\s*@", text, re.MULTILINE)) != bool(package):
         return None
     content = OmegaConf.to_container(OmegaConf.load(path))
     return content if isinstance(content, dict) else None

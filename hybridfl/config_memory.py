@@ -96,9 +96,9 @@ def _by_files(choices: Sequence[str], roots: Sequence[Path], stamps: Stamps) -> 
     found = plain_config(chosen, roots, stamps)
     if found is None:
         return None
-    config = OmegaConf.create(found[0])
+    config = OmegaConf.create(found.config)
     OmegaConf.set_struct(config, True)
-    return Composition(config, found[1], has_sweep=False)
+    return Composition(config, found.choices, found.has_sweep)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -72,6 +72,11 @@ LINES = [
     *("seeed=1", "+seed=1", "rounds.foo=1", "seed=1,2", "model=cnn,mlp", "model=nowhere", "nowhere@model=mlp"),
     *("dataset@nowhere=digits", "+model=cnn", "++model=cnn", "~model=cnn", "model=null", "seed=[1", "rounds"),
 ]
+LINES += [f"experiment={name} baseline=fedavg seed=3" for name in choices("experiment")]
+LINES += [
+    "experiment=feddle_study dataset=digits model=mlp scale=smoke clients.number=10",
+    "experiment=feddle_e1_methods",
+]
 NAMES = [[*choices(group)] for group in GROUPS]
 LINES += [
     " ".join(f"{group}={names[k % len(names)]}" for group, names in zip(GROUPS, NAMES, strict=True)) for k in range(5)
@@ -117,15 +122,91 @@ def composed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_values_are_no_work_for_hydra_and_choices_are_once(composed: list[list[str]]) -> None:
     for number in range(3):
         with Composer() as one:
-            assert one.compose([f"seed={number}", "clients=tiers", "+model.more=1"]).config["seed"] == number
-            assert "more" not in one.compose(["clients=tiers"]).config["model"]
-    assert composed == [["clients=tiers"]]
+            assert one.compose([f"seed={number}", "executor=ranks", "+model.more=1"]).config["seed"] == number
+            assert "more" not in one.compose(["executor=ranks"]).config["model"]
+    assert composed == [["executor=ranks"]]
 
 
 def test_choices_of_plain_files_are_no_work_for_hydra(composed: list[list[str]]) -> None:
     with Composer() as one:
         assert one.compose(["model=cnn", "baseline=fedavg", "model.hidden=8"]).config["model"]["hidden"] == 8
     assert composed == []
+
+
+def test_presets_are_no_work_for_hydra(composed: list[list[str]]) -> None:
+    with Composer() as one:
+        for name in choices("experiment"):
+            if name.startswith("feddle"):
+                one.compose([f"experiment={name}", "baseline=feddle_joint"])
+    assert composed == []
+
+
+PRESETS = {
+    "base": """\
+# @package _global_
+defaults:
+  - override /model: cnn
+  - override /dataset: synthetic
+rounds: 3
+clients: {number: 3, more: {a: 1, list: [1, 2]}}
+dataset: {train: 70}
+hydra: {sweeper: {params: {seed: "0,1"}}}
+""",
+    "other": """\
+# @package _global_
+defaults:
+  - override /model: mlp
+  - override /client_optimizer: adam
+seed: ${rounds}
+clients: {more: {list: [3]}}
+""",
+    "mine": """\
+# @package _global_
+defaults:
+  - base
+  - other
+  - override /client_optimizer: adamw
+  - _self_
+rounds: 5
+new: {x: null, y: 1e-3}
+clients: {number: null}
+""",
+    "first": """\
+# @package _global_
+defaults:
+  - _self_
+  - base
+rounds: 7
+""",
+    "late": "# @package _global_\ndefaults: [override /model: mlp, base]\n",
+    "nowhere": "# @package model\nrounds: 7\n",
+    "absent": "# @package _global_\ndefaults: [not_there]\n",
+    "wrong": "# @package _global_\ndefaults: [override /nowhere: x]\n",
+}
+
+
+@pytest.mark.parametrize("typed", ["", "model=resnet20", "dataset=digits client_optimizer=sgd"])
+@pytest.mark.parametrize("name", [*PRESETS])
+def test_a_preset_of_the_users_own_is_put_together_as_by_hydra(tmp_path: Path, name: str, typed: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    for file, text in PRESETS.items():
+        (tmp_path / "experiment" / f"{file}.yaml").write_text(text)
+    line = [f"experiment={name}", *typed.split(), "start_steps=7"]
+
+    def found() -> tuple[str, str, bool] | str:
+        with Composer(tmp_path) as one:
+            try:
+                composed = one.compose(line)
+            except ConfigError as error:
+                return str(error)
+            return json.dumps(composed.config), composed.method_name, composed.has_sweep
+
+    plainly = found()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config_memory, "_by_files", lambda *_: None)
+        config_memory._remembered.cache_clear()
+        assert found() == plainly
+    config_memory._remembered.cache_clear()
 
 
 def test_wrong_values_are_found_without_hydra(composed: list[list[str]]) -> None:
@@ -151,7 +232,7 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path, composed: list[list[s
     assert model(mine="defaults: [base, _self_]\nx: 3\n", base="y: 4\n") == {"y": 4, "x": 3}
     assert model(base="y: 5\n") == {"y": 5, "x": 3}
     assert model() == {"y": 5, "x": 3}
-    assert len(composed) == 2
+    assert composed == []
     (tmp_path / "model" / "mine.yaml").unlink()
     with Composer(tmp_path) as one, pytest.raises(ConfigError, match=r"^model: got 'mine'"):
         one.compose(["model=mine", "seed=2"])
