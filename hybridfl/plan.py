@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,6 +47,8 @@ from hybridfl.trackers.none import NoTracker
 from hybridfl.tuned import misplaced
 from hybridfl.types import SERVER, Method, Model
 
+MOST_PARTS = 4
+"""Parts of data sets that are kept at a time."""
 STARTS = ("random", "server", "solo")
 """Values of ``start`` beside the name of a file."""
 RESULTS_VERSION = 3
@@ -103,6 +105,13 @@ class DataCache:
     """Data sets already read, so that the jobs of a sweep read each once."""
 
     kept: dict[tuple[str, str], Dataset] = field(default_factory=dict)
+    parts: dict[str, Dataset] = field(default_factory=dict)
+
+    def part(self, key: str, made: Callable[[], Dataset]) -> Dataset:
+        """A data set made from one of those, so that its fingerprint too is taken once."""
+        if key not in self.parts:
+            self.parts = {**dict(list(self.parts.items())[1 - MOST_PARTS :]), key: made()}
+        return self.parts[key]
 
     def load(self, node: Mapping[str, Any], reader: Reader, root: Path, place: str = "dataset") -> Dataset:
         """What ``reader`` reads, which was built from ``node``; a reader itself may not tell its options.
@@ -281,11 +290,38 @@ def _planned(composed: Composed, cache: DataCache | None) -> Plan:
         if refused in composed.config and refused not in composed.config[key]:
             raise
         raise error.under(key) from error
-    files = {"start": file} if file else {}
-    files |= {f"partitioning.{option}": path for option, path in getattr(settings.partitioning, "files", {}).items()}
     told = getattr(method, "notes", None)
     notes = (*weights.notes, *(told(federation) if told else ()))
-    return Plan(composed, settings, drawn, federation, method, digest_of(composed, drawn, files), notes)
+    digest = digest_of(composed, dataset, drawn.sources, files_of(settings))
+    return Plan(composed, settings, drawn, federation, method, digest, notes)
+
+
+def digest_before_draw(composed: Composed, cache: DataCache) -> str | None:
+    """The digest that the plan would have, for runs that have been checked: the data are read, and nothing is drawn.
+
+    None where only the drawing tells which further data sets are read.
+
+    Raises:
+        ConfigError: a key, type, value or choice is wrong.
+        DataError: a data file is missing or broken.
+    """
+    with _as_tuned(composed):
+        settings, _ = settings_of(composed)
+        server = settings.server_data
+        reads = any(hasattr(option, "load") for option in getattr(server, "__dict__", {}).values())
+        if reads or not type(server).__module__.startswith("hybridfl."):
+            return None
+        dataset = dataset_of(composed, settings, cache)
+        try:
+            return digest_of(composed, dataset, (), files_of(settings))
+        except OSError:  # a file that is not there, which the plan explains
+            return None
+
+
+def files_of(settings: Settings) -> dict[str, Path]:
+    """Files whose contents decide the numbers, by the keys of the options that name them."""
+    files = {} if settings.start in STARTS else {"start": Path(settings.start).expanduser()}
+    return files | {f"partitioning.{name}": path for name, path in getattr(settings.partitioning, "files", {}).items()}
 
 
 @contextmanager
@@ -324,13 +360,7 @@ def draw(composed: Composed, settings: Settings, cache: DataCache | None = None)
         node = servers.get(option, {"_target_": f"{servers['_target_']}.{option}"})
         return cache.load(node, getattr(settings.server_data, option), root, option)
 
-    dataset = cache.load(composed.config["dataset"], settings.dataset, root)
-    if dataset.classes < 2:
-        problem = f"got {dataset.name}, which has one class only, and nothing to tell it from; two are needed at least."
-        raise ConfigError("dataset", problem)
-    if settings.classes is not None:
-        dataset = only_classes(dataset, settings.classes)
-    dataset = settings.evaluation.limited(dataset)
+    dataset = dataset_of(composed, settings, cache)
     return draw_split(
         dataset,
         settings.partitioning,
@@ -342,6 +372,29 @@ def draw(composed: Composed, settings: Settings, cache: DataCache | None = None)
         load,
         settings.tasks.stream(dataset.classes, settings.rounds, settings.seed),
     )
+
+
+def dataset_of(composed: Composed, settings: Settings, cache: DataCache) -> Dataset:
+    """The data of the clients' task, with the classes and as many test examples as there are to be.
+
+    Raises:
+        ConfigError: an option of the data set, ``classes`` or ``evaluation.limit``.
+        DataError: a data file is missing or broken.
+    """
+    node = composed.config["dataset"]
+    whole = cache.load(node, settings.dataset, Path(settings.data_root).expanduser())
+    if whole.classes < 2:
+        problem = f"got {whole.name}, which has one class only, and nothing to tell it from; two are needed at least."
+        raise ConfigError("dataset", problem)
+
+    def part() -> Dataset:
+        chosen = whole if settings.classes is None else only_classes(whole, settings.classes)
+        return settings.evaluation.limited(chosen)
+
+    if settings.classes is None and settings.evaluation.limit is None:
+        return whole
+    key = [node, settings.data_root, settings.classes, settings.evaluation.limit]
+    return cache.part(json.dumps(key, sort_keys=True, default=str), part)
 
 
 def build_net(node: Mapping[str, Any], dataset: Dataset, seed: int, width: float = 1.0, name: str = "") -> nn.Module:
@@ -389,8 +442,14 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def identity_of(composed: Composed, drawn: Drawn, files: Mapping[str, Path]) -> dict[str, Any]:
-    """What decides the run's numbers; of options that name ``files``, by their keys, the files' contents."""
+def identity_of(
+    composed: Composed, dataset: Dataset, sources: Sequence[str], files: Mapping[str, Path]
+) -> dict[str, Any]:
+    """What decides the run's numbers; of options that name ``files``, by their keys, the files' contents.
+
+    Args:
+        sources: fingerprints of other data sets that are read.
+    """
     config = {k: v for k, v in composed.config.items() if k not in NOT_IDENTITY}
     for key, path in files.items():
         config = _replaced(config, key.split("."), _file_digest(path))
@@ -399,14 +458,14 @@ def identity_of(composed: Composed, drawn: Drawn, files: Mapping[str, Path]) -> 
         "results_version": RESULTS_VERSION,
         "config": _canonical(config),
         "method": method,
-        "data": drawn.dataset.fingerprint,
-        **({"server_data": drawn.sources} if drawn.sources else {}),
+        "data": dataset.fingerprint,
+        **({"server_data": sources} if sources else {}),
         "sources": {target: _source_digest(target) for target in sorted({*_outside_targets([config, method])})},
     }
 
 
-def digest_of(composed: Composed, drawn: Drawn, files: Mapping[str, Path]) -> str:
-    text = json.dumps(identity_of(composed, drawn, files), sort_keys=True, default=str)
+def digest_of(composed: Composed, dataset: Dataset, sources: Sequence[str], files: Mapping[str, Path]) -> str:
+    text = json.dumps(identity_of(composed, dataset, sources, files), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

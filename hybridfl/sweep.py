@@ -11,9 +11,9 @@ from pathlib import Path
 from hybridfl.config import Composed, Composer
 from hybridfl.engine import Unsuitable
 from hybridfl.errors import ConfigError, DataError
-from hybridfl.plan import DataCache, Settings, make_plan, settings_of
+from hybridfl.plan import DataCache, Settings, digest_before_draw, make_plan, settings_of
 from hybridfl.preset_sweeps import ONLY
-from hybridfl.store import is_busy, make_folder, write_text_atomic
+from hybridfl.store import finished_attempt, is_busy, make_folder, write_text_atomic
 from hybridfl.sweep_board import LinesBoard
 from hybridfl.sweep_jobs import Board, Job, Outcome
 from hybridfl.sweep_line import sweep_line
@@ -69,6 +69,8 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> Finished:
     todo = [entry.composed for entry in entries if entry.status == "pending"]
     force = workforce(line.launcher, todo, settings, folder, cache)
     with LinesBoard(settings.ui, force.number == 1) as board:
+        if before := sum(entry.status == "done" for entry in entries):
+            board.say(f"{before} of the sweep's {len(entries)} jobs are finished already.")
         for entry in entries:
             if entry.status == "skipped":
                 board.note(f"skipped: {entry.composed.line}: {entry.error}")
@@ -94,7 +96,11 @@ def cells_of_jobs(composer: Composer, overrides: Sequence[str]) -> dict[tuple[st
 
 
 def _checked(composed: Composed, cache: DataCache) -> Entry:
+    """The job as it stands: one that is finished has been checked before, and takes no more than its digest."""
     try:
+        digest = None if composed.config["rerun"] else digest_before_draw(composed, cache)
+        if digest and (folder := finished_attempt(Path(composed.config["output_dir"]), digest)):
+            return Entry(composed, digest, run=folder.name, status="done")
         return Entry(composed, make_plan(composed, cache).digest)
     except Unsuitable as reason:
         return Entry(composed, "", status="skipped", error=str(reason))

@@ -36,6 +36,11 @@ class LinesBoard:
             text = f"failed: {job.line}: {outcome.error}"
             print(f"\x1b[31m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
 
+    def say(self, text: str) -> None:
+        """What is good to know; silent where nothing is to be shown."""
+        if self._ui != "none":
+            self.note(text)
+
     def note(self, text: str) -> None:
         self.progress(0).note(text)
 

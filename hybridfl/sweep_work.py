@@ -38,7 +38,9 @@ def workforce(
         folder: of the sweep.
         cache: data sets that this process has read.
     """
-    each = max(map(cores_of, todo), default=1)
+    if not todo:
+        return Workforce(1, lambda jobs, board: None)
+    each = max(map(cores_of, todo))
     if isinstance(launcher, SubmititLocal):
         from hybridfl.sweep_submitit import Submitted
 
