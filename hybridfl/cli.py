@@ -363,6 +363,22 @@ def _report(arguments: list[str]) -> int:
     return command.run(chosen)
 
 
+def _sweeps(arguments: list[str]) -> int:
+    from hybridfl import sweeps_command
+
+    parser = _parser("sweeps")
+    sweeps_command.add_arguments(parser)
+    return sweeps_command.run(parser.parse_args(arguments))
+
+
+def _clean(arguments: list[str]) -> int:
+    from hybridfl import clean_command
+
+    parser = _parser("clean", clean_command.EPILOG)
+    clean_command.add_arguments(parser)
+    return clean_command.run(parser.parse_args(arguments))
+
+
 def _show(arguments: list[str]) -> int:
     from hybridfl import show
 
@@ -452,6 +468,8 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "report": (_report, "One HTML page of finished runs that works offline: tables, curves, splits, claims, configs."),
     "show": (_show, "What a run was, how far it got and how well it did."),
     "track": (_track, "Finished runs sent to TensorBoard, Weights & Biases or MLflow."),
+    "sweeps": (_sweeps, "Which sweeps there are and how far each is, or the jobs of one."),
+    "clean": (_clean, "Free disk: remove the checkpoints of finished runs."),
     "export": (_export, "What a run would deploy, as a safetensors file that plain torch loads."),
     "data": (_data, "Which data sets are at hand, and downloads of the public ones."),
     "merge": (

@@ -15,6 +15,7 @@ from hybridfl.plan import DataCache, Settings, digest_before_draw, make_plan, se
 from hybridfl.preset_sweeps import ONLY
 from hybridfl.store import finished_attempt, is_busy, make_folder, write_text_atomic
 from hybridfl.sweep_board import LinesBoard
+from hybridfl.sweep_disk import disk_notes, run_bytes
 from hybridfl.sweep_jobs import Board, Job, Outcome
 from hybridfl.sweep_line import sweep_line
 from hybridfl.sweep_table import Row, write_rows
@@ -31,6 +32,8 @@ class Entry:
     run: str = ""
     status: str = "pending"
     error: str = ""
+    size: int = 0
+    """Bytes that the run will take on disk, of one that is to be done."""
 
     @property
     def row(self) -> Row:
@@ -71,6 +74,11 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> Finished:
     with LinesBoard(settings.ui, force.number == 1) as board:
         if before := sum(entry.status == "done" for entry in entries):
             board.say(f"{before} of the sweep's {len(entries)} jobs are finished already.")
+        if sizes := {entry.digest: entry.size for entry in entries if entry.status == "pending"}:
+            told, warning = disk_notes(folder, len(sizes), sum(sizes.values()))
+            board.say(told)
+            if warning:
+                board.note(warning)
         for entry in entries:
             if entry.status == "skipped":
                 board.note(f"skipped: {entry.composed.line}: {entry.error}")
@@ -101,7 +109,8 @@ def _checked(composed: Composed, cache: DataCache) -> Entry:
         digest = None if composed.config["rerun"] else digest_before_draw(composed, cache)
         if digest and (folder := finished_attempt(Path(composed.config["output_dir"]), digest)):
             return Entry(composed, digest, run=folder.name, status="done")
-        return Entry(composed, make_plan(composed, cache).digest)
+        plan = make_plan(composed, cache)
+        return Entry(composed, plan.digest, size=run_bytes(plan))
     except Unsuitable as reason:
         return Entry(composed, "", status="skipped", error=str(reason))
     except (ConfigError, DataError) as error:

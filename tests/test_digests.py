@@ -20,7 +20,7 @@ LINES = [
     "",
     "classes=0-3 evaluation.limit=20",
     "evaluation.limit=20 seed=3 baseline=fedavg",
-    "classes=[0,1,2,3] evaluation.limit=30",
+    "classes=[0,1,2,3] evaluation.limit=10",
     "server_data=none baseline=fedavg",
     "server_data=style",
     "tasks.number=2 baseline=fedavg",
