@@ -308,6 +308,8 @@ def _sweep(chosen: argparse.Namespace) -> int:
         print(render([finished.folder]))
     except HybridflError as error:  # nothing finished: the failures have been shown already
         print(f"hybridfl: {error}", file=sys.stderr)
+    for text in finished.told:
+        print(text)
     if finished.failed:
         print(f"hybridfl: {finished.failed} of the sweep's jobs failed.", file=sys.stderr)
     if finished.left:

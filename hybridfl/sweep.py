@@ -5,49 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from hybridfl.config import Composed, Composer
-from hybridfl.engine import Unsuitable
-from hybridfl.errors import ConfigError, DataError
-from hybridfl.plan import DataCache, Settings, digest_before_draw, make_plan, settings_of
+from hybridfl.config import Composer
+from hybridfl.errors import ConfigError
+from hybridfl.plan import DataCache, Settings, settings_of
 from hybridfl.preset_sweeps import ONLY
-from hybridfl.store import finished_attempt, is_busy, make_folder, write_text_atomic
+from hybridfl.store import is_busy, make_folder, write_text_atomic
 from hybridfl.sweep_board import LinesBoard
-from hybridfl.sweep_disk import disk_notes, run_bytes
+from hybridfl.sweep_disk import disk_notes
+from hybridfl.sweep_entry import Entry, Finished, checked
 from hybridfl.sweep_jobs import Board, Job, Outcome
 from hybridfl.sweep_line import sweep_line
-from hybridfl.sweep_table import Row, write_rows
+from hybridfl.sweep_table import write_rows
 from hybridfl.sweep_work import workforce
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A job of a sweep: a row of its ``runs.csv``."""
-
-    composed: Composed
-    digest: str
-    cells: tuple[str, ...] = ()
-    run: str = ""
-    status: str = "pending"
-    error: str = ""
-    size: int = 0
-    """Bytes that the run will take on disk, of one that is to be done."""
-
-    @property
-    def row(self) -> Row:
-        name, composed = self.run or self.digest, self.composed
-        return Row(name, self.status, composed.method_name, composed.line, self.error, self.cells)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """How a sweep ended: its folder, and how many jobs failed, or were left because something stopped them."""
-
-    folder: Path
-    failed: int
-    left: int = 0
 
 
 def sweep(overrides: Sequence[str], config_dir: Path | None) -> Finished:
@@ -58,11 +30,15 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> Finished:
         KeyboardInterrupt: stopped; the same line goes on where it was.
     """
     line = sweep_line(overrides)
+    if line.sweeper:
+        from hybridfl.search import search
+
+        return search(line, line.sweeper, config_dir)
     cache = DataCache()
     with Composer(config_dir) as composer:
         cells = cells_of_jobs(composer, line.overrides)
         composed = {job: composer.compose(job) for job in cells}
-    entries = [replace(_checked(composed[job], cache), cells=names) for job, names in cells.items()]
+    entries = [replace(checked(composed[job], cache), cells=names) for job, names in cells.items()]
     if all(entry.status == "skipped" for entry in entries):
         raise ConfigError("", f"every job of the sweep was skipped; the first: {entries[0].error}")
     settings, _ = settings_of(entries[0].composed)
@@ -101,21 +77,6 @@ def cells_of_jobs(composer: Composer, overrides: Sequence[str]) -> dict[tuple[st
         for job in map(tuple, jobs):
             found[job] = (*found.get(job, ()), *([name] if name != ONLY else []))
     return found
-
-
-def _checked(composed: Composed, cache: DataCache) -> Entry:
-    """The job as it stands: one that is finished has been checked before, and takes no more than its digest."""
-    try:
-        digest = None if composed.config["rerun"] else digest_before_draw(composed, cache)
-        if digest and (folder := finished_attempt(Path(composed.config["output_dir"]), digest)):
-            return Entry(composed, digest, run=folder.name, status="done")
-        plan = make_plan(composed, cache)
-        return Entry(composed, plan.digest, size=run_bytes(plan))
-    except Unsuitable as reason:
-        return Entry(composed, "", status="skipped", error=str(reason))
-    except (ConfigError, DataError) as error:
-        where = f"in the job '{composed.line}': " if composed.line else ""
-        raise ConfigError("", f"{where}{error}") from error
 
 
 class Jobs:

@@ -9,10 +9,9 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from hybridfl.errors import ConfigError, nearest
+from hybridfl.errors import ConfigError
 from hybridfl.launchers import Launcher, launcher
-
-SWEEPERS = ("basic",)
+from hybridfl.sweepers import Optuna, sweeper
 
 
 @dataclass(frozen=True)
@@ -23,11 +22,13 @@ class SweepLine:
         typed: all of it.
         overrides: those of the runs.
         launcher: who does them.
+        sweeper: who chooses them; None if they are all combinations.
     """
 
     typed: tuple[str, ...]
     overrides: tuple[str, ...]
     launcher: Launcher
+    sweeper: Optuna | None = None
 
 
 def sweep_line(typed: Sequence[str]) -> SweepLine:
@@ -49,10 +50,7 @@ def sweep_line(typed: Sequence[str]) -> SweepLine:
             _, group, *names = key.split(".")
             _put(options[group], names, value)
     made = launcher(chosen.get("launcher", "basic"), options["launcher"])
-    name = chosen.get("sweeper", "basic")
-    if name not in SWEEPERS:
-        raise ConfigError("hydra/sweeper", f"got '{name}'. {nearest(name, SWEEPERS)}")
-    return SweepLine(tuple(typed), tuple(overrides), made)
+    return SweepLine(tuple(typed), tuple(overrides), made, sweeper(chosen.get("sweeper", "basic"), options["sweeper"]))
 
 
 def is_about_sweep(text: str) -> bool:

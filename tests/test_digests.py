@@ -10,7 +10,7 @@ import pytest
 import torch
 from cli_helpers import TINY, call, done, rows
 
-from hybridfl import sweep
+from hybridfl import sweep_entry
 from hybridfl.config import Composer, choices
 from hybridfl.errors import ConfigError, DataError
 from hybridfl.plan import DataCache, digest_before_draw, make_plan
@@ -86,7 +86,7 @@ def test_a_finished_sweep_makes_no_plan(monkeypatch: pytest.MonkeyPatch) -> None
         planned.append(composed.line)  # type: ignore[attr-defined]
         return make_plan(composed, cache)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sweep, "make_plan", counted)
+    monkeypatch.setattr(sweep_entry, "make_plan", counted)
     answer = call("train", *line)
     assert (answer.folder, planned) == (folder, [])
     assert "4 of the sweep's 4 jobs are finished already." in answer.out
