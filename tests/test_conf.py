@@ -47,6 +47,7 @@ ADAPTED = {
     ("model", "resnet20"): ["model.channels=[4,8]", "model.blocks=[1,1]"],
     ("model", "vit"): ["model.dim=16", "model.depth=2"],
     ("experiment", "dimat_fashion"): ["start_steps=2"],
+    ("experiment", "feddle_tuning"): ["server_data.examples=40"],
 }
 """What a file needs besides the small data: larger images, or to be made small itself."""
 

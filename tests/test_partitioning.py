@@ -142,7 +142,7 @@ def test_what_cannot_be_spread_evenly_goes_to_classes_drawn() -> None:
 
 def test_a_share_of_some_classes_takes_no_other() -> None:
     y = np.arange(30) % 3
-    taken = Share(examples=6, classes=(2, 0, 2)).draw(y, 3, rng())
+    taken = Share(examples=6, classes=(2, 0)).draw(y, 3, rng())
     assert np.bincount(y[taken]).tolist() == [3, 0, 3]
 
 

@@ -126,7 +126,7 @@ def test_a_killed_search_goes_on_with_the_trials_under_way(tmp_path: Path) -> No
     (tmp_path / "my_conf" / "baseline" / "slow.yaml").write_text("# For tests.\n_target_: searched_slow.Slow\n")
     (tmp_path / "searched_slow.py").write_text(SLOW)
     line = ("--config-dir", "my_conf", *SEARCH, "baseline=slow", "hydra.sweeper.n_trials=3", "checkpoint_seconds=0")
-    process = start(tmp_path, "train", *line, "hydra/launcher=joblib")
+    process = start(tmp_path, "train", *line, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     last = time.monotonic() + 60
     while len(list(tmp_path.glob("at-*"))) < 2:
         assert time.monotonic() < last, said(tmp_path, process)

@@ -197,7 +197,7 @@ def test_runs_that_cannot_be_sent_are_counted() -> None:
         ([], "tracker: got none, which sends nothing; valid: mlflow, tensorboard, wandb."),
         (["rounds=3"], "rounds=3: is no option of the tracker; write tracker=NAME or tracker.KEY=VALUE."),
         (["tracker=wand"], "tracker: got 'wand'. Did you mean 'wandb'?"),
-        (["tracker=wandb", "tracker.mode=of"], "tracker.mode: got 'of'. Did you mean 'offline'?"),
+        (["tracker=wandb", "tracker.mode=ofline"], "tracker.mode: got 'ofline'. Did you mean 'offline'?"),
         (["nowhere", *OWN], "nowhere: does not exist"),
     ],
 )
