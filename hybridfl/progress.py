@@ -142,12 +142,18 @@ class RichProgress(NoProgress):
     @classmethod
     def on_terminal(cls) -> RichProgress | None:
         """A live line on standard output, or None where that cannot show one."""
+        console = cls.console()
+        return cls(console) if console else None
+
+    @staticmethod
+    def console() -> Console | None:
+        """Standard output as a terminal that can show live lines, or None."""
         if not sys.stdout.isatty():
             return None
         from rich.console import Console
 
         console = Console(highlight=False, markup=False, emoji=False)
-        return cls(console) if console.is_terminal and not console.is_dumb_terminal else None
+        return console if console.is_terminal and not console.is_dumb_terminal else None
 
     def start(self, title: str, rounds: int, done: int, about: str = "") -> None:
         """Shows the line."""

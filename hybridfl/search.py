@@ -26,7 +26,7 @@ from hybridfl.runs import read_run
 from hybridfl.search_space import Space, space_of
 from hybridfl.statistics import WINDOW
 from hybridfl.store import readable_errors, write_text_atomic
-from hybridfl.sweep_board import LinesBoard
+from hybridfl.sweep_board import make_board
 from hybridfl.sweep_entry import Entry, Finished, checked
 from hybridfl.sweep_jobs import Board, Job, Outcome
 from hybridfl.sweep_line import SweepLine
@@ -82,11 +82,12 @@ def _searched(
     # As many stand-ins as there may be jobs at a time: which they are is not known yet.
     force = workforce(line.launcher, [plan.composed] * sweeper.n_trials, plan.settings, folder, cache)
     study = _study(folder, metric)
-    with LinesBoard(plan.settings.ui, force.number == 1) as board:
+    over = sum(trial.state.is_finished() for trial in study.trials)
+    with make_board(plan.settings.ui, max(0, sweeper.n_trials - over), force.number) as board:
         for note in force.notes:
             board.note(note)
         trials = Trials(study, space, metric, sweeper, composer, cache, plan.settings, folder, board)
-        board.say(f"{trials.told} of the search's {sweeper.n_trials} trials are finished already.")
+        board.say(f"{over} of the search's {sweeper.n_trials} trials are finished already.")
         force.work(trials, board)
     left = max(0, sweeper.n_trials - trials.told)
     failed = sum(row.status == "failed" for row in trials.rows.values())

@@ -13,7 +13,7 @@ from hybridfl.errors import ConfigError
 from hybridfl.plan import DataCache, Settings, settings_of
 from hybridfl.preset_sweeps import ONLY
 from hybridfl.store import is_busy, make_folder, write_text_atomic
-from hybridfl.sweep_board import LinesBoard
+from hybridfl.sweep_board import make_board
 from hybridfl.sweep_disk import disk_notes
 from hybridfl.sweep_entry import Entry, Finished, checked
 from hybridfl.sweep_jobs import Board, Job, Outcome
@@ -47,10 +47,11 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> Finished:
     write_text_atomic(folder / "overrides.txt", "\n".join(overrides) + "\n")
     todo = [entry.composed for entry in entries if entry.status == "pending"]
     force = workforce(line.launcher, todo, settings, folder, cache)
-    with LinesBoard(settings.ui, force.number == 1) as board:
+    sizes = {entry.digest: entry.size for entry in entries if entry.status == "pending"}
+    with make_board(settings.ui, len(sizes), force.number) as board:
         if before := sum(entry.status == "done" for entry in entries):
             board.say(f"{before} of the sweep's {len(entries)} jobs are finished already.")
-        if sizes := {entry.digest: entry.size for entry in entries if entry.status == "pending"}:
+        if sizes:
             told, warning = disk_notes(folder, len(sizes), sum(sizes.values()))
             board.say(told)
             if warning:

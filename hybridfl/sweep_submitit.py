@@ -15,10 +15,15 @@ from types import FrameType
 from typing import Any
 
 from hybridfl.launchers import SubmititLocal, SubmititSlurm
+from hybridfl.runs import read_run
 from hybridfl.sweep_jobs import Board, Job, Outcome, Queue, cores_of, with_cores
 
 LOOK_SECONDS = 0.2
 """How often jobs are looked at."""
+TAIL = 8192
+"""Bytes of a table in which its last evaluation is looked for."""
+REPORT_SECONDS = 2.0
+"""How often their runs are asked how far they are."""
 GRACE_SECONDS = 60.0
 """That stopped jobs have to write their checkpoints."""
 
@@ -93,6 +98,7 @@ class Submitted:
         self.is_local = not isinstance(options, SubmititSlurm)
         self._devices = [*range(gpus)] if self.is_local else []
         self._running: dict[int, tuple[Job, Any]] = {}
+        self._looked = 0.0
 
     def work(self, jobs: Queue, board: Board) -> None:
         """Do all jobs.
@@ -114,7 +120,10 @@ class Submitted:
         while len(self._running) < self.number and not jobs.stopped and (job := jobs.take()) is not None:
             slot = next(slot for slot in range(self.number) if slot not in self._running)
             board.begin(slot, job)
-            self._running[slot] = job, self._submit(job, slot)
+            submitted = self._submit(job, slot)
+            self._running[slot] = job, submitted
+            about = f"submitit's job {submitted.job_id}, log {submitted.paths.stdout}"
+            board.progress(slot).start(job.title, job.composed.config["rounds"], 0, about)
         return bool(self._running) and not jobs.stopped
 
     def _submit(self, job: Job, slot: int) -> Any:
@@ -153,10 +162,18 @@ class Submitted:
         return found | {"gpus_per_node": len(visible), "visible_gpus": tuple(visible)}
 
     def _collect(self, jobs: Queue, board: Board) -> None:
+        now = time.monotonic()
+        if look := now - self._looked > REPORT_SECONDS:
+            self._looked = now
         for slot, (job, submitted) in list(self._running.items()):
+            if look and (found := last_round(Path(job.composed.config["output_dir"]) / "runs" / job.digest)):
+                board.progress(slot).round(*found)
             if submitted.done():
                 del self._running[slot]
                 outcome = self._outcome(job, submitted)
+                if outcome.status == "done":
+                    folder = Path(job.composed.config["output_dir"]) / "runs" / outcome.run
+                    board.progress(slot).finish(f"done: {read_run(folder).summary()}")
                 board.end(slot, job, outcome)
                 jobs.finish(job, outcome)
 
@@ -184,6 +201,25 @@ class Submitted:
             time.sleep(LOOK_SECONDS)
         if left:
             board.note(f"{len(left)} jobs did not stop within {GRACE_SECONDS:g} s.")
+
+
+def last_round(folder: Path) -> tuple[int, float | None, int] | None:
+    """Round, accuracy and bytes sent of a run's last evaluation, from the end of its table; None before the first."""
+    try:
+        with open(folder / "metrics.csv", "rb") as file:
+            header = file.readline().decode().strip().split(",")
+            file.seek(max(file.tell(), os.fstat(file.fileno()).st_size - TAIL))
+            lines = file.read().decode(errors="replace").split("\n")[:-1]
+    except OSError:
+        return None
+    rows = [dict(zip(header, line.split(","), strict=True)) for line in lines if line.count(",") == len(header) - 1]
+    scopes = [row for row in rows if row["scope"] in ("global", "clients")]
+    last = [row for row in scopes if row["round"] == scopes[-1]["round"]]
+    if not last:
+        return None
+    row = min(last, key=lambda row: row["scope"] != "global")
+    moved = sum(int(float(row[name] or 0)) for name in ("bytes_up", "bytes_down", "bytes_peer"))
+    return int(row["round"]), float(row["accuracy"]) if row["accuracy"] else None, moved
 
 
 @contextmanager
