@@ -153,7 +153,7 @@ class LiveBoard(LinesBoard):
         over = self.tally.done + self.tally.failed
         whole = Table.grid(padding=(0, 2))
         whole.add_row("sweep", ProgressBar(max(1, self.tally.total), over, width=30), str(self.tally))
-        return Group(rows, whole)
+        return Group(rows, whole) if self._rows else whole
 
     def __enter__(self) -> Self:
         from rich.live import Live
