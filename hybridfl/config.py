@@ -202,6 +202,10 @@ class Composer:
 
         parsed = self._parse(lines)
         for override in parsed:
+            if override.is_interval_sweep():
+                key = str(override.key_or_group)
+                problem = "an interval has no end of values; a search chooses among them: hydra/sweeper=optuna"
+                raise ConfigError(key, f"got '{override.get_value_string()}': {problem}.")
             if override.is_sweep_override() and not list(override.sweep_string_iterator()):
                 key = override.key_or_group
                 raise ConfigError(key, f"'{override.input_line}' matches nothing. {self._valid_choices(key)}".rstrip())

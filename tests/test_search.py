@@ -226,6 +226,11 @@ def test_options_of_a_search_without_one() -> None:
     assert "hydra.sweeper.n_trials: is for a search: type hydra/sweeper=optuna." in answer.err
 
 
+def test_an_interval_is_for_a_search() -> None:
+    answer = call("train", "-m", *BASE, "client_optimizer.lr=tag(log,interval(0.1,1))")
+    assert (answer.status, "a search chooses among them: hydra/sweeper=optuna" in answer.err) == (2, True)
+
+
 def test_any_metric_that_is_typed_does_without_validation_examples() -> None:
     folder = done(*SEARCH, "server_data.validation=0", "hydra.sweeper.metric=global", "hydra.sweeper.n_trials=1")
     assert [state for *_, state in trials(folder)] == ["COMPLETE"]
