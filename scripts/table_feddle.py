@@ -15,7 +15,7 @@ import platform
 import sys
 from pathlib import Path
 
-from results.page import section, swept
+from results.page import section, sweep
 
 from hybridfl.config import Composer, choices
 from hybridfl.preset_sweeps import sweep_at
@@ -52,6 +52,7 @@ def study() -> int:
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/feddle"), help="of the runs")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the page")
     parser.add_argument("--jobs", type=int, default=1, help="worker processes (more than one needs the extra joblib)")
+    parser.add_argument("--no-runs", action="store_true", help="only show what is there")
     parser.add_argument("overrides", nargs="*", help="more overrides, such as seed=0")
     chosen = parser.parse_intermixed_args()
     chosen.output_dir = chosen.output_dir.resolve()
@@ -59,8 +60,10 @@ def study() -> int:
     chosen.out.mkdir(parents=True, exist_ok=True)
     parts, whole = [], True
     for name in chosen.presets:
-        sweep = swept(line_of(name, chosen), chosen.output_dir, chosen.jobs)
-        text, complete = section(name, line_of(name, chosen), sweep, chosen.out, chosen.output_dir / "tables")
+        line = line_of(name, chosen)
+        if not chosen.no_runs:
+            sweep(line, chosen.output_dir, chosen.jobs)
+        text, complete = section(name, line, chosen.output_dir, chosen.out, chosen.output_dir / "tables")
         parts.append(text)
         whole = whole and complete
         print(text, flush=True)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from results.cells import grid
-from results.page import swept
+from results.page import sweep
 from results.tuning import block, sheet
 
 from hybridfl.config import Composer
@@ -27,12 +27,15 @@ def tune() -> int:
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/feddle"), help="of the runs")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the table")
     parser.add_argument("--jobs", type=int, default=1, help="worker processes (more than one needs the extra joblib)")
+    parser.add_argument("--no-runs", action="store_true", help="only show what is there")
     parser.add_argument("overrides", nargs="*", help="more overrides, such as device=cuda")
     chosen = parser.parse_intermixed_args()
     line = ["experiment=feddle_tuning", f"scale={chosen.scale}", *chosen.overrides]
-    folder = swept(line, chosen.output_dir.resolve(), chosen.jobs)
+    output = chosen.output_dir.resolve()
+    if not chosen.no_runs:
+        sweep(line, output, chosen.jobs)
     with Composer() as composer:
-        found = grid(composer, line, folder)
+        found = grid(composer, line, output)
     chosen.out.mkdir(parents=True, exist_ok=True)
     page = ["# Feddle: what was tuned", "", f"    hybridfl train -m {' '.join(line)}", "", markdown(sheet(found)), ""]
     write_text_atomic(chosen.out / "feddle_tuning.md", "\n".join(page))

@@ -137,21 +137,29 @@ def test_the_page_of_a_study(page: Path) -> None:
         assert r"\begin{tabular}" in (page / "runs" / "tables" / f"{name}.tex").read_text()
 
 
-def test_a_sweep_that_was_stopped_is_shown_as_far_as_it_is(page: Path) -> None:
+def test_a_study_that_was_stopped_is_shown_as_far_as_it_is(page: Path) -> None:
     from results.cells import grid
     from results.sheets import accuracy_sheet
 
     line = ["experiment=feddle_e10_start", "scale=smoke", "ui=none", "rounds=2"]
-    sweep = next(
-        folder for folder in (page / "runs" / "sweeps").iterdir() if "e10" in (folder / "overrides.txt").read_text()
-    )
-    whole = (sweep / "runs.csv").read_text()
-    try:
-        (sweep / "runs.csv").write_text(whole.replace("done", "pending", 1))
-        with Composer() as composer:
-            found = grid(composer, line, sweep)
-    finally:
-        (sweep / "runs.csv").write_text(whole)
+    with Composer() as composer:
+        whole = grid(composer, line, page / "runs")
+        lost = whole.cells["feddle", "trained by the server"][0].folder
+        lost.rename(page / "aside")
+        try:
+            found = grid(composer, line, page / "runs")
+        finally:
+            (page / "aside").rename(lost)
+    assert whole.is_whole
     assert not found.is_whole
     assert found.rows == ("feddle", "feddle_joint", "calibrated_finetune", "fedavg_server_finetune")
     assert accuracy_sheet(found).body[0][1].endswith("(1/2)")
+
+
+def test_jobs_that_cannot_run_have_no_place(page: Path) -> None:
+    from results.cells import grid
+
+    line = ["experiment=feddle_e10_start", "scale=smoke", "baseline=fedprox,fedbuff", "seed=0"]
+    with Composer() as composer:
+        found = grid(composer, line, page / "runs")
+    assert (found.rows, found.planned) == (("fedbuff",), {("fedbuff", "trained by the server"): 1})

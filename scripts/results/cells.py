@@ -1,14 +1,16 @@
-"""The finished runs of a preset's sweep by its cells."""
+"""The finished runs of a preset's jobs by its cells."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hybridfl.config import Composer
+from hybridfl.plan import DataCache
 from hybridfl.runs import Run, read_run
+from hybridfl.store import finished_attempt
+from hybridfl.sweep_entry import checked
 from hybridfl.tabulate import one_a_seed
 from hybridfl.tuned import METHOD
 
@@ -43,20 +45,24 @@ class Grid:
 @dataclass(frozen=True)
 class _Job:
     cell: str
-    line: str
+    line: list[str]
     values: dict[str, str]
 
 
-def grid(composer: Composer, line: Sequence[str], sweep: Path, merging: str = "feddle") -> Grid:
-    """The runs that a sweep has finished.
+def grid(composer: Composer, line: Sequence[str], output: Path, merging: str = "feddle") -> Grid:
+    """The runs of a sweep that are finished, whichever sweep they were run for.
 
     Args:
         line: as typed after ``-m``.
-        sweep: its folder.
+        output: the output folder.
         merging: what ``baseline=none`` stands for.
     """
-    done = {_settled(row["overrides"]): row for row in _rows(sweep)}
-    jobs = list(_jobs(composer, line))
+    cache = DataCache()
+    jobs = [
+        _Job(cell, job, dict(_split(text) for text in job))
+        for cell, found in composer.cells(line).items()
+        for job in found
+    ]
     constant = {key for key in jobs[0].values if len({job.values.get(key) for job in jobs}) == 1}
     by_method = any(
         len({_method(job, merging) for job in jobs if job.cell == cell}) > 1 for cell in {j.cell for j in jobs}
@@ -64,33 +70,16 @@ def grid(composer: Composer, line: Sequence[str], sweep: Path, merging: str = "f
     found: dict[tuple[str, str], list[Run]] = {}
     planned: dict[tuple[str, str], int] = {}
     for job in jobs:
-        row = done.get(job.line)
-        if row is None or row["status"] == "skipped":
+        entry = checked(composer.compose([*job.line, f"output_dir='{output}'"]), cache)
+        if entry.status == "skipped":
             continue
         place = (_method(job, merging), job.cell) if by_method else (job.cell, _swept(job, jobs, constant))
         planned[place] = planned.get(place, 0) + 1
-        folder = sweep.parent.parent / "runs" / row["run"]
-        if row["status"] == "done" and folder.is_dir():
+        if folder := finished_attempt(output, entry.digest):
             found.setdefault(place, []).append(read_run(folder))
     rows, columns = (tuple(dict.fromkeys(names)) for names in zip(*planned, strict=True))
     cells = {place: one_a_seed(runs) for place, runs in found.items()}
     return Grid("method" if by_method else "variant", rows, columns, cells, planned)
-
-
-def _rows(sweep: Path) -> list[dict[str, str]]:
-    with (sweep / "runs.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _jobs(composer: Composer, line: Sequence[str]) -> Iterator[_Job]:
-    for cell, jobs in composer.cells(line).items():
-        for job in jobs:
-            yield _Job(cell, _settled(" ".join(job)), dict(_split(text) for text in job))
-
-
-def _settled(overrides: str) -> str:
-    """Without what says where and how a job ran."""
-    return " ".join(word for word in overrides.split(" ") if not word.startswith(("output_dir=", "ui=", "hydra")))
 
 
 def _split(text: str) -> tuple[str, str]:

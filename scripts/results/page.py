@@ -16,29 +16,24 @@ from results.plots import draw
 from results.sheets import accuracy_sheet, cost_sheet, least_bytes, within
 
 
-def swept(line: Sequence[str], output: Path, jobs: int) -> Path:
-    """Run what is missing of a sweep, in so many processes; its folder."""
+def sweep(line: Sequence[str], output: Path, jobs: int) -> None:
+    """Run what is missing of a sweep, in so many processes."""
     launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}"] if jobs > 1 else []
-    said = io.StringIO()
-    with redirect_stdout(said):
-        main(["train", "-m", *line, f"output_dir={output}", *launcher])
-    last = said.getvalue().strip().splitlines()[-1:]
-    if not last or not last[0].startswith("sweep: "):
-        raise SystemExit(f"{' '.join(line)}: the sweep ended without a folder")
-    return Path(last[0].removeprefix("sweep: "))
+    with redirect_stdout(io.StringIO()):
+        main(["train", "-m", *line, f"output_dir='{output}'", *launcher])
 
 
-def section(name: str, line: Sequence[str], sweep: Path, pages: Path, papers: Path) -> tuple[str, bool]:
+def section(name: str, line: Sequence[str], output: Path, pages: Path, papers: Path) -> tuple[str, bool]:
     """Markdown of one preset, and whether all of its runs are there.
 
     Args:
         line: as typed after ``-m``, the preset first.
-        sweep: the sweep's folder.
+        output: the output folder.
         pages: where pictures go, beside the page.
         papers: where the tables go as LaTeX.
     """
     with Composer() as composer:
-        found = grid(composer, line, sweep)
+        found = grid(composer, line, output)
         cells = {cell: jobs[0] for cell, jobs in composer.cells(line).items()}
     parts = [f"## {_title(name)}", "", f"    hybridfl train -m {' '.join(line)}", ""]
     caption = "Test accuracy of the global model in percent, mean of the last ten evaluations, mean ± sd over seeds."
@@ -54,7 +49,7 @@ def section(name: str, line: Sequence[str], sweep: Path, pages: Path, papers: Pa
         parts += _equal_bytes(found)
         parts += _costs(found)
     parts += _settings(cells, line)
-    parts += _claims(name, line, sweep)
+    parts += _claims(name, line, output)
     return "\n".join(parts), found.is_whole
 
 
@@ -95,10 +90,10 @@ def _settings(cells: dict[str, list[str]], line: Sequence[str]) -> list[str]:
     return ["<details><summary>Settings</summary>", "", *lines, "", "</details>", ""]
 
 
-def _claims(name: str, line: Sequence[str], sweep: Path) -> list[str]:
+def _claims(name: str, line: Sequence[str], output: Path) -> list[str]:
     if "\nclaims:" not in choices("experiment")[name].read_text(encoding="utf-8"):
         return []
     text = io.StringIO()
     with redirect_stdout(text):
-        main(["claims", name, *line[1:], str(sweep.parent.parent), "--format", "markdown"])
+        main(["claims", name, *line[1:], str(output), "--format", "markdown"])
     return ["### Claims", "", text.getvalue().strip(), ""]
