@@ -19,12 +19,25 @@ import yaml
 from cli_helpers import call
 
 import hybridfl.cli
-from hybridfl import claims_command, compare, data_command, export_command, merge_command, pretrain_command, show, split
+from hybridfl import (
+    claims_command,
+    clean_command,
+    compare,
+    data_command,
+    export_command,
+    merge_command,
+    pretrain_command,
+    show,
+    split,
+    sweeps_command,
+)
 from hybridfl import track_command as track
 from hybridfl.build import Fraction, PositiveInt, Range
 from hybridfl.config import GROUPS, Composer, choices
 from hybridfl.plan import settings_of
 from hybridfl.report import command as report
+from hybridfl.search_space import space_of
+from hybridfl.sweep_line import sweep_line
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "scripts" / "docs"
@@ -66,7 +79,14 @@ def checked_only(monkeypatch: pytest.MonkeyPatch, composer: Composer) -> None:
         return 0
 
     def sweep(chosen: object) -> int:
-        jobs = composer.expand(chosen.overrides)
+        line = sweep_line(chosen.overrides)
+        if line.sweeper:
+            space = space_of(line.overrides)
+            settings_of(
+                composer.compose([*space.fixed, *(f"{key}={d.ends[0]}" for key, d in space.dimensions.items())])
+            )
+            return 0
+        jobs = composer.expand(line.overrides)
         for job in jobs[:: -(-len(jobs) // 4)]:
             settings_of(composer.compose(job))
         return 0
@@ -82,7 +102,17 @@ def checked_only(monkeypatch: pytest.MonkeyPatch, composer: Composer) -> None:
     monkeypatch.setattr(split, "show", lambda composed, out, whole: str(settings_of(composed)))
     monkeypatch.setattr(pretrain_command, "run", lambda chosen, typed, composed: settings_of(composed) and 0)
     monkeypatch.setattr(claims_command, "run", presets)
-    for command in (compare, data_command, export_command, merge_command, report, show, track):
+    for command in (
+        clean_command,
+        compare,
+        data_command,
+        export_command,
+        merge_command,
+        report,
+        show,
+        sweeps_command,
+        track,
+    ):
         monkeypatch.setattr(command, "run", lambda args: 0)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
