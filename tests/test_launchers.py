@@ -109,7 +109,8 @@ def composed(*overrides: str) -> Composed:
 # -- the line --------------------------------------------------------------------------------------------------------
 
 
-def test_words_for_the_launcher_are_told_from_those_for_the_runs() -> None:
+def test_words_for_the_launcher_are_told_from_those_for_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launchers, "find_spec", lambda module: module)
     line = sweep_line(["seed=0,1", "hydra/launcher=joblib", "rounds=2", "hydra.launcher.n_jobs=3"])
     assert line.overrides == ("seed=0,1", "rounds=2")
     assert line.launcher == Joblib(3)
@@ -135,6 +136,7 @@ def test_words_for_the_launcher_are_told_from_those_for_the_runs() -> None:
     ],
 )
 def test_wrong_words_are_refused(words: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launchers, "find_spec", lambda module: module)
     monkeypatch.setattr(launchers, "which", lambda name: None)
     answer = call("train", "-m", *TINY, "seed=0,1", *words.split())
     assert (answer.status, answer.err.partition(problem)[0]) == (2, "hybridfl: ")
