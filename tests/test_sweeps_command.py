@@ -50,6 +50,7 @@ def test_sweeps_are_listed_with_what_their_folders_say() -> None:
     for name, status in (("a1", "done"), ("a2", "failed"), ("a3", "running"), ("a4", "interrupted"), ("a5", "failed")):
         stored(name, status, 1_000_000)
     stored("a5-2", "done", 3_000_000)
+    stored("a1-2", "failed")
     swept(
         "5555aaaa",
         *(Row(f"a{k}", "pending", "fedavg", f"seed={k} rounds=2") for k in (1, 2, 3, 4, 5, 6)),
