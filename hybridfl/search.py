@@ -25,12 +25,12 @@ from hybridfl.rng import torch_seed
 from hybridfl.runs import read_run
 from hybridfl.search_space import Space, space_of
 from hybridfl.statistics import WINDOW
-from hybridfl.store import readable_errors, write_text_atomic
+from hybridfl.store import readable_errors
 from hybridfl.sweep_board import make_board
 from hybridfl.sweep_entry import Entry, Finished, checked
 from hybridfl.sweep_jobs import Board, Job, Outcome
 from hybridfl.sweep_line import SweepLine
-from hybridfl.sweep_table import Row, read_rows, write_rows
+from hybridfl.sweep_table import Row, read_rows, write_line, write_rows
 from hybridfl.sweep_work import workforce
 from hybridfl.sweepers import Optuna
 
@@ -63,7 +63,7 @@ def search(line: SweepLine, sweeper: Optuna, config_dir: Path | None) -> Finishe
         except Timeout:
             raise HybridflError(f"Another process does this search, in {folder}.") from None
         try:
-            write_text_atomic(folder / "overrides.txt", "\n".join(line.typed) + "\n")
+            write_line(folder, line.typed, config_dir)
             return _searched(line, sweeper, space, metric, composer, cache, plan, folder)
         finally:
             lock.release()
@@ -91,7 +91,7 @@ def _searched(
         force.work(trials, board)
     left = max(0, sweeper.n_trials - trials.told)
     failed = sum(row.status == "failed" for row in trials.rows.values())
-    return Finished(folder, failed, left, tuple(_best(study, space, metric)))
+    return Finished(folder, failed, left, tuple(_best(study, space, metric, composer.extra)))
 
 
 class Metric:
@@ -266,15 +266,16 @@ def _sampler(seed: int, number: int) -> Any:
         )
 
 
-def _best(study: Any, space: Space, metric: Metric) -> list[str]:
+def _best(study: Any, space: Space, metric: Metric, config_dir: Path | None) -> list[str]:
     try:
         best = study.best_trial
     except ValueError:  # none is complete
         return ["no trial has finished"]
+    own = ["--config-dir", str(config_dir)] if config_dir else []
     value = f"{100 * best.value:.1f} %" if metric.column in ("accuracy", "worst10") else f"{best.value:.6g}"
     return [
         f"best: trial {best.number} of {len(study.trials)}, {metric} {value}:",
-        f"  hybridfl train {shlex.join(space.line(best.params))}",
+        f"  {shlex.join(['hybridfl', 'train', *own, *space.line(best.params)])}",
     ]
 
 

@@ -12,13 +12,13 @@ from hybridfl.config import Composer
 from hybridfl.errors import ConfigError
 from hybridfl.plan import DataCache, Settings, settings_of
 from hybridfl.preset_sweeps import ONLY
-from hybridfl.store import is_busy, make_folder, write_text_atomic
+from hybridfl.store import is_busy, make_folder
 from hybridfl.sweep_board import make_board
 from hybridfl.sweep_disk import disk_notes
 from hybridfl.sweep_entry import Entry, Finished, checked
 from hybridfl.sweep_jobs import Board, Job, Outcome
 from hybridfl.sweep_line import sweep_line
-from hybridfl.sweep_table import write_rows
+from hybridfl.sweep_table import write_line, write_rows
 from hybridfl.sweep_work import workforce
 
 
@@ -44,7 +44,7 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> Finished:
     settings, _ = settings_of(entries[0].composed)
     folder = Path(settings.output_dir) / "sweeps" / _digest(entries)
     make_folder(folder)
-    write_text_atomic(folder / "overrides.txt", "\n".join(overrides) + "\n")
+    write_line(folder, overrides, config_dir)
     todo = [entry.composed for entry in entries if entry.status == "pending"]
     force = workforce(line.launcher, todo, settings, folder, cache)
     sizes = {entry.digest: entry.size for entry in entries if entry.status == "pending"}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,28 @@ class Row:
     overrides: str
     error: str = ""
     cells: tuple[str, ...] = ()
+
+
+def write_line(folder: Path, typed: Sequence[str], config_dir: Path | None) -> None:
+    """What was typed, a word a line, and the user's config folder.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    write_text_atomic(folder / "overrides.txt", "\n".join(typed) + "\n")
+    if config_dir is not None:
+        write_text_atomic(folder / "config_dir.txt", f"{config_dir}\n")
+
+
+def typed_line(folder: Path) -> str:
+    """The whole command, quoted as a shell needs it."""
+    try:
+        words = (folder / "overrides.txt").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "(unknown)"
+    own = folder / "config_dir.txt"
+    config_dir = ["--config-dir", own.read_text(encoding="utf-8").strip()] if own.is_file() else []
+    return shlex.join(["hybridfl", "train", "-m", *config_dir, *words])
 
 
 def write_rows(folder: Path, rows: Iterable[Row]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +12,7 @@ from pathlib import Path
 from hybridfl.errors import ConfigError, DataError, nearest
 from hybridfl.progress import megabytes
 from hybridfl.run_files import attempts_in, size_of, state_of
-from hybridfl.sweep_table import Row, read_rows
+from hybridfl.sweep_table import Row, read_rows, typed_line
 
 STATES = ("done", "failed", "running", "stopped", "missing", "skipped")
 
@@ -129,15 +128,6 @@ def jobs_of(folder: Path) -> str:
     head = [f"sweep     {folder.name}", f"line      {typed_line(folder)}", f"jobs      {len(rows)}: {told}"]
     head += [f"all with  {' '.join(shared)}"] if shared else []
     return "\n".join([*head, "", *_aligned(lines, right=[4 if named else 3])])
-
-
-def typed_line(folder: Path) -> str:
-    """What was typed, quoted as a shell needs it."""
-    try:
-        words = (folder / "overrides.txt").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return "(unknown)"
-    return f"hybridfl train -m {shlex.join(words)}"
 
 
 def _shared(rows: list[Row]) -> list[str]:

@@ -10,7 +10,7 @@ from cli_helpers import TINY, done, rows
 
 from hybridfl.compare import render
 from hybridfl.errors import DataError
-from hybridfl.sweep_table import COLUMNS, Row, read_rows, write_rows
+from hybridfl.sweep_table import COLUMNS, Row, read_rows, typed_line, write_line, write_rows
 
 PRESET = """\
 # @package _global_
@@ -73,6 +73,14 @@ def test_files_without_cells_are_read() -> None:
     (sweep / "runs.csv").write_text(old)
     assert read_rows(sweep) == now
     assert render([sweep]) == table
+
+
+def test_the_line_is_kept_as_a_shell_needs_it(tmp_path: Path) -> None:
+    assert typed_line(tmp_path) == "(unknown)"
+    write_line(tmp_path, ["seed=0,1", "output_dir=a b"], None)
+    assert typed_line(tmp_path) == "hybridfl train -m seed=0,1 'output_dir=a b'"
+    write_line(tmp_path, ["seed=0,1"], Path("my conf"))
+    assert typed_line(tmp_path) == "hybridfl train -m --config-dir 'my conf' seed=0,1"
 
 
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:
