@@ -255,7 +255,7 @@ def test_a_killed_worker_fails_its_job_only(tmp_path: Path) -> None:
     assert [job["status"] for job in rows(sweep / "runs.csv")] == ["done"] * 3
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_workers_stop_with_the_sweep_after_their_checkpoints(how: signal.Signals, tmp_path: Path) -> None:
     process = start(tmp_path, "train", "-m", *SLOWLY, "seed=0,1,2", *JOBLIB)
     pids = until(working(2))
