@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hybridfl.config import Composer
@@ -36,6 +36,13 @@ class Grid:
     columns: tuple[str, ...]
     cells: dict[tuple[str, str], Cell]
     planned: dict[tuple[str, str], int]
+
+    @property
+    def begun(self) -> Grid:
+        """Without rows and columns that nothing is finished of."""
+        rows = tuple(row for row in self.rows if any(place[0] == row for place in self.cells))
+        columns = tuple(column for column in self.columns if any(place[1] == column for place in self.cells))
+        return replace(self, rows=rows, columns=columns)
 
     @property
     def is_whole(self) -> bool:

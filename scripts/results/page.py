@@ -33,12 +33,18 @@ def section(name: str, line: Sequence[str], output: Path, pages: Path, papers: P
         papers: where the tables go as LaTeX.
     """
     with Composer() as composer:
-        found = grid(composer, line, output)
+        whole = grid(composer, line, output)
         cells = {cell: jobs[0] for cell, jobs in composer.cells(line).items()}
     parts = [f"## {_title(name)}", "", f"    hybridfl train -m {' '.join(line)}", ""]
     caption = "Test accuracy of the global model in percent, mean of the last ten evaluations, mean ± sd over seeds."
-    if not found.is_whole:
-        caption += " Not all runs are there yet: (finished/planned)."
+    found = whole.begun
+    if not whole.is_whole:
+        left = [name for name in (*whole.columns, *whole.rows) if name not in (*found.columns, *found.rows)]
+        caption += " Not all runs are there yet: (finished/planned)" + (
+            f"; none of {', '.join(left)}." if left else "."
+        )
+    if not found.cells:
+        return "\n".join([*parts, "Nothing is finished of it yet.", ""]), False
     sheet = accuracy_sheet(found, caption=caption)
     parts += [markdown(sheet), ""]
     papers.mkdir(parents=True, exist_ok=True)
@@ -50,7 +56,7 @@ def section(name: str, line: Sequence[str], output: Path, pages: Path, papers: P
         parts += _costs(found)
     parts += _settings(cells, line)
     parts += _claims(name, line, output)
-    return "\n".join(parts), found.is_whole
+    return "\n".join(parts), whole.is_whole
 
 
 def _title(name: str) -> str:
