@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -135,7 +135,7 @@ class Submitted:
             self.folder, max_num_timeout=getattr(self.options, "max_num_timeout", 0)
         )
         executor.update_parameters(**self._parameters(cores, slot))
-        with _ignoring_interrupts():  # which the processes inherit: they are stopped by SIGTERM
+        with _without_interrupts():  # which the processes inherit: they are stopped by SIGTERM
             return executor.submit(task)
 
     def _parameters(self, cores: int, slot: int) -> dict[str, Any]:
@@ -223,12 +223,10 @@ def last_round(folder: Path) -> tuple[int, float | None, int] | None:
 
 
 @contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before: Callable[..., Any] | int | None = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _without_interrupts() -> Iterator[None]:
+    """Processes that are started within do not hear Ctrl-C; this one hears it when the block ends, rather than never."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

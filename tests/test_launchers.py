@@ -363,6 +363,22 @@ def test_submitit_jobs_stop_with_the_sweep_and_killed_ones_fail(tmp_path: Path) 
     assert status_of(tmp_path / "outputs" / "runs" / jobs[1]["run"])["status"] == "interrupted"
 
 
+def test_an_interrupt_while_a_job_is_submitted_is_heard_afterwards() -> None:
+    from hybridfl.sweep_submitit import _without_interrupts
+
+    reached = []
+    with pytest.raises(KeyboardInterrupt), _without_interrupts():
+        signal.raise_signal(signal.SIGINT)
+        child = [
+            sys.executable,
+            "-c",
+            "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))",
+        ]
+        reached.append(subprocess.run(child, capture_output=True, text=True, check=True).stdout.strip())
+    assert reached == ["True"]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def test_what_slurm_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     submitit = pytest.importorskip("submitit", reason="the extra submitit is not installed")
     from hybridfl.sweep_submitit import Submitted

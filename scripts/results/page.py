@@ -41,7 +41,7 @@ def section(name: str, line: Sequence[str], output: Path, pages: Path, papers: P
     if not whole.is_whole:
         left = [name for name in (*whole.columns, *whole.rows) if name not in (*found.columns, *found.rows)]
         caption += " Not all runs are there yet: (finished/planned)" + (
-            f"; none of {', '.join(left)}." if left else "."
+            f"; none of: {'; '.join(left)}." if left else "."
         )
     if not found.cells:
         return "\n".join([*parts, "Nothing is finished of it yet.", ""]), False

@@ -44,5 +44,5 @@ def draw(grid: Grid, file: Path) -> None:
         axis.tick_params(axis="x", labelsize=7)
         axis.grid(axis="x", linewidth=0.4)
     figure.supxlabel("test accuracy, %", fontsize=8)
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=110, bbox_inches="tight")
     pyplot.close(figure)
