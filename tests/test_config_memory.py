@@ -46,7 +46,7 @@ def check(overrides: Sequence[str]) -> None:
                 with pytest.raises(ConfigError):
                     composer.compose(overrides)
                 return
-            composed = composer.compose(overrides)
+            composed = composer._composed(overrides)  # what a preset has tuned is no business of Hydra's
         assert json.dumps(composed.config) == json.dumps(config)  # the order of keys too
         assert composed.method_name == choices[composed.method_key]
 

@@ -357,7 +357,7 @@ def test_a_broken_link_breaks_the_build(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     shutil.copytree(ROOT / "docs", tree / "docs")
     shutil.copytree(SITE, tree / "scripts" / "docs", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("hybridfl", "conf"):
+    for name in ("hybridfl", "conf", "README.md"):
         (tree / name).symlink_to(ROOT / name)
     (tree / "docs" / "new.md").write_text("# New\n\n[there](../conf/config.yaml), [gone](../hybridfl/gone.py)\n")
     done = built(tree, tmp_path / "site")
