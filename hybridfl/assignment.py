@@ -1,4 +1,4 @@
-"""What is decided about a job before somebody does it: the examples, the number of steps, the random streams."""
+"""What is decided about a job before somebody does it: the examples, the number of steps, the keys of the random streams."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from hybridfl.errors import HybridflError
 from hybridfl.federation import Federation
 from hybridfl.local import Task
 from hybridfl.optimizers import LocalWork
-from hybridfl.rng import stream, torch_seed
 from hybridfl.types import SERVER, Job
 
 
@@ -31,9 +30,7 @@ def task_of(federation: Federation, job: Job, round: int, rounds: int, occurrenc
     if job.steps is not None and job.steps > 0:
         work = replace(work, steps=job.steps)
     keys = (round, job.participant, job.tag if job.random_tag is None else job.random_tag, occurrence)
-    shuffle, seed = stream(federation.seed, "local", *keys), torch_seed(federation.seed, "net", *keys)
-    noise = None if federation.augment is None else stream(federation.seed, "augmentation", *keys)
-    return Task(job, work, steps, rows, round, rounds, shuffle, seed, federation.augment, noise, classes)
+    return Task(job, work, steps, rows, round, rounds, federation.seed, keys, federation.augment, classes)
 
 
 def name_of(participant: int) -> str:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from hybridfl.data.augmentation import Augment
 from hybridfl.merging.slices import sliced
 from hybridfl.optimizers import LocalWork, batches, clipped, learning_rates
 from hybridfl.params import Params
+from hybridfl.rng import stream, torch_seed
 from hybridfl.stateless import run_net
 from hybridfl.types import Apply, Batch, Job, Model, ProbeInput, Result, State
 
@@ -43,10 +45,8 @@ class Task:
     Attributes:
         rows: positions of the view's examples in the pool, on the pool's device.
         round, rounds: round of birth, and how many the run has; they set the learning rate.
-        shuffle: stream of the batches.
-        torch_seed: seed of anything random inside the net (dropout).
+        seed, keys: of the run, and what no other of its jobs has; random streams are made from them by whoever does the work.
         augment: what changes the inputs of every step; ``None`` leaves them.
-        noise: its stream, if there is one.
         classes: the only ones whose logits count; ``None`` is all.
     """
 
@@ -56,11 +56,30 @@ class Task:
     rows: Tensor
     round: int
     rounds: int
-    shuffle: np.random.Generator
-    torch_seed: int
-    augment: Augment | None
-    noise: np.random.Generator | None
+    seed: int
+    keys: tuple[int | str, ...]
+    augment: Augment | None = None
     classes: tuple[int, ...] | None = None
+
+    @cached_property
+    def shuffle(self) -> np.random.Generator:
+        """Stream of the batches."""
+        return stream(self.seed, "local", *self.keys)
+
+    @cached_property
+    def noise(self) -> np.random.Generator:
+        """Stream of the augmentation."""
+        return stream(self.seed, "augmentation", *self.keys)
+
+    @property
+    def torch_seed(self) -> int:
+        """Of anything random inside the net (dropout)."""
+        return torch_seed(self.seed, "net", *self.keys)
+
+    def rewind(self) -> None:
+        """Random streams as if nothing had been drawn from them."""
+        for name in ("shuffle", "noise"):
+            vars(self).pop(name, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +220,7 @@ def _train(bench: Workbench, task: Task, passes: dict[float, int]) -> tuple[Para
 
 def _loss(task: Task, apply: Apply, theta: Params, batch: Batch) -> Tensor:
     """The job's loss on a batch, augmented if the run says so."""
-    if task.augment is None or task.noise is None:
+    if task.augment is None:
         return loss_of(task.job, apply, theta, batch)
     x, partners, share = task.augment(batch.x, task.noise)
     return loss_of(task.job, apply, theta, batch._replace(x=x), partners, share)
@@ -292,7 +311,7 @@ def _measured(bench: Workbench, task: Task) -> list[Batch]:
     """What probes see: the view once as it is, or several times with the run's augmentation."""
     positions = torch.arange(len(task.rows), device=bench.x.device).split(bench.chunk)
     plain = [Batch(bench.x[task.rows[p]], bench.y[task.rows[p]], p) for p in positions]
-    if task.augment is None or task.noise is None or not task.job.augmented_passes:
+    if task.augment is None or not task.job.augmented_passes:
         return plain
     passes = [batch for _ in range(task.job.augmented_passes) for batch in plain]
     return [batch._replace(x=task.augment(batch.x, task.noise)[0]) for batch in passes]

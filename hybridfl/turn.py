@@ -266,8 +266,11 @@ def _size(parcel: list[Job], kept: frozenset[str], known: dict[int, int]) -> int
 def _finite(job: Job, outcome: Outcome) -> bool:
     """Whether a result can be used; a measurement has no loss."""
     result = outcome.result
-    unseen = [result.probes] if outcome.finite else [result.model, result.probes]
-    return (job.is_measurement or math.isfinite(result.loss)) and P.all_finite(unseen)
+    if not (job.is_measurement or math.isfinite(result.loss)):
+        return False
+    if outcome.finite:
+        return not result.probes or P.all_finite(result.probes)
+    return P.all_finite([result.model, result.probes])
 
 
 def kind(value: Any) -> str:

@@ -74,7 +74,7 @@ def search(bench: Workbench, params: Params, anchors: int, steps: int, batch: in
     work, rows = Adam(lr=0.01, steps=steps, batch_size=batch), torch.arange(EXAMPLES, device=bench.x.device)
 
     def run() -> None:
-        run_task(bench, Task(job, work, steps, rows, 0, 1, stream(0, "search"), 0, None, None))
+        run_task(bench, Task(job, work, steps, rows, 0, 1, 0, ("search",)))
 
     return run
 

@@ -12,7 +12,6 @@ from hybridfl import params as P
 from hybridfl.data.augmentation import Augment
 from hybridfl.local import Task, Workbench
 from hybridfl.optimizers import LocalWork
-from hybridfl.rng import stream
 from hybridfl.types import Job, Model
 
 N = 11
@@ -46,5 +45,4 @@ def task(
     rows = torch.arange(N - 1, 0, -1)
     start = job.pop("start", None) or model_of(bench.net)
     count = work.count(len(rows)) if steps is None else steps
-    shuffle, noise = stream(seed, "local"), stream(seed, "augmentation")
-    return Task(Job(0, start, steps=steps, **job), work, count, rows, round, round + 1, shuffle, seed, augment, noise)
+    return Task(Job(0, start, steps=steps, **job), work, count, rows, round, round + 1, seed, (), augment)

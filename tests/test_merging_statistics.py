@@ -18,7 +18,6 @@ from hybridfl.local import Task, Workbench, run_task
 from hybridfl.merging.barrier import barrier
 from hybridfl.optimizers import SGD
 from hybridfl.params import Params
-from hybridfl.rng import stream
 from hybridfl.types import Job, Model
 
 
@@ -80,7 +79,7 @@ def measured(net: nn.Module, x: Tensor, y: Tensor, probe: Any, chunk: int = 3) -
     bench = Workbench(net.double(), x.double(), y, chunk)
     model = Model(P.clone(dict(net.named_parameters())), P.clone(dict(net.named_buffers())))
     job = Job(0, model, steps=0, probes={"it": probe})
-    task = Task(job, SGD(), 0, torch.arange(len(x)), 0, 1, stream(0, "t"), 0, None, stream(0, "n"))
+    task = Task(job, SGD(), 0, torch.arange(len(x)), 0, 1, 0, ())
     outcome = run_task(bench, task)
     return outcome.result.probes["it"], outcome.passes[1.0]
 

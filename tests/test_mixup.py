@@ -131,12 +131,12 @@ def test_mixup_takes_any_loss_and_runs_the_net_no_more_often(rule: Callable[...,
     plain = run_task(table, given)
     assert Counting.passes == 6 * passes
     Counting.passes = 0
-    mixed = run_task(table, replace(given, augment=mixing(0.5), shuffle=stream(0, "local")))
+    mixed = run_task(table, replace(given, augment=mixing(0.5)))
     assert Counting.passes == 6 * passes
     assert mixed.passes == plain.passes
     assert mixed.passes[1.0] >= 3 * 24
     assert not helpers.close(mixed.result.model.params, plain.result.model.params, 1e-3)
-    same = run_task(table, replace(given, augment=mixing(1.0), shuffle=stream(0, "local")))
+    same = run_task(table, replace(given, augment=mixing(1.0)))
     assert helpers.identical(same.result.model.params, plain.result.model.params)
 
 

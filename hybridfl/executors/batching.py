@@ -135,9 +135,7 @@ class Feed:
             return Fed(x, y, positions, real, None, None)
         partners, shares = torch.arange(size, device=pool.device).repeat(len(x), 1), []
         for k, (i, examples) in enumerate(zip(who, sizes.tolist(), strict=True)):
-            noise = self.tasks[i].noise
-            assert noise is not None
-            seen = augment(x[k, :examples], noise)
+            seen = augment(x[k, :examples], self.tasks[i].noise)
             x[k, :examples] = seen.x
             shares.append(seen.share)
             if seen.partners is not None:

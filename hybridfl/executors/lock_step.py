@@ -100,11 +100,10 @@ class LockStep:
 
     def __init__(self, bench: Workbench, tasks: Sequence[Task]) -> None:
         self.bench, self.tasks, self.first = bench, tasks, tasks[0]
+        self.chain = by_hand(bench, self.first)
         starts = [task.job.start for task in tasks]
-        self.theta, self.buffers = (
-            {name: _stack([part[name] for part in parts]) for name in parts[0]}
-            for parts in ([start.params for start in starts], [start.buffers for start in starts])
-        )
+        self.theta = _stacks([start.params for start in starts], shared=self.chain is not None)
+        self.buffers = _stacks([start.buffers for start in starts])
         self.frozen = _merged([task.job.frozen for task in tasks])
         self.ctx = _merged([task.job.ctx for task in tasks])
         self.state: State = {}
@@ -116,7 +115,6 @@ class LockStep:
         # What fills up a short batch must not show in the loss, nor in a statistic of the batch.
         by_batch = any(isinstance(module, _NormBase) for net in nets for module in net.modules())
         self.feed = Feed(bench, tasks, fills=self.first.job.loss is None and not by_batch)
-        self.chain = by_hand(bench, self.first)
         self.grouped = in_groups(bench, self.first)
         classes = self.first.classes
         self.classes = None if classes is None else torch.tensor(classes, device=bench.x.device)
@@ -170,15 +168,16 @@ class LockStep:
             if is_plain(self.first):
                 self.chain.descend(theta, tape, slope, lrs, self.first.work.weight_decay)
             else:
-                self.update(theta, self.chain.gradients(theta, tape, slope), state, lrs, chosen)
+                grads = self.chain.gradients(theta, tape, slope)
+                theta = {name: stack.contiguous() for name, stack in theta.items()}
+                self.update(theta, grads, state, lrs, chosen)
         for width, times in calls.items():
             self.passes.setdefault(width, np.zeros(len(self.tasks), np.int64))[share.numbers] += share.sizes * times
         total += losses.detach()
         if not isinstance(chosen, slice):  # a part in one piece was changed in place
             self.total[chosen] = total
-            _put_back(self.theta, theta, chosen, len(self.tasks))
-            _put_back(self.buffers, buffers, chosen, len(self.tasks))
-        _put_back(self.state, state, chosen, len(self.tasks))
+        for whole, part in ((self.theta, theta), (self.buffers, buffers), (self.state, state)):
+            _put_back(whole, part, chosen, len(self.tasks))
 
     def update(self, theta: Params, grads: Params, state: State, lrs: Mapping[str, float], chosen: Selection) -> None:
         """The optimiser's step, in place."""
@@ -302,12 +301,18 @@ def _in_dims(fed: Fed) -> Any:
     return Fed._make(None if part is None else 0 for part in fed)
 
 
-def _stack(tensors: Sequence[Tensor]) -> Tensor:
-    """A new tensor of all of them; most often they are one."""
-    if all(tensor is tensors[0] for tensor in tensors):
-        one = tensors[0].detach()
-        return one.expand(len(tensors), *one.shape).clone(memory_format=torch.contiguous_format)
-    return torch.stack(list(tensors)).detach()
+def _stacks(parts: Sequence[Params], shared: bool = False) -> Params:
+    """New tensors of all clients' by name; with ``shared`` what is one for all of them, as most often, is expanded."""
+    alike = all(part is parts[0] for part in parts)
+    stacks = {}
+    for name, first in parts[0].items():
+        if alike or all(part[name] is first for part in parts):
+            stack = first.detach().expand(len(parts), *first.shape)
+            expanded = shared and len(parts) > 1  # one alone would be changed in place
+            stacks[name] = stack if expanded else stack.clone(memory_format=torch.contiguous_format)
+        else:
+            stacks[name] = torch.stack([part[name] for part in parts]).detach()
+    return stacks
 
 
 def _clipped(grads: Params, limit: float) -> Params:

@@ -2,7 +2,8 @@
 
 ``torch.func.vmap`` runs any net for all clients at once, but its bookkeeping, and that of autograd, cost as much as the
 arithmetic of a small dense net. Such nets are traced once; their passes are written out here, so that a step of plain
-gradient descent adds the product that makes up a gradient to the weights at once, without a gradient in between.
+gradient descent adds the product that makes up a gradient to the weights at once, without a gradient in between. As long
+as all clients have the same weights, which are then one tensor expanded, there is one product for all their examples.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Chain:
         """All layers' inputs and outputs; the last output is the logits ``(clients, b, classes)``.
 
         Args:
-            params: with the clients as first axis.
+            params: with the clients as first axis; what they share may be expanded.
             x: ``(clients, b, …)``.
         """
         tape: list[Passed] = []
@@ -99,7 +100,7 @@ class Chain:
     def backward(self, params: Params, tape: list[Passed], grad: Tensor) -> Iterator[Slope]:
         """Gradients of all parameters, those of the last layer first.
 
-        A parameter may be changed as soon as its slope has been yielded, as it is not read any more.
+        A parameter may be changed, or replaced, as soon as its slope has been yielded, as it is not read any more.
 
         Args:
             grad: of the logits.
@@ -113,7 +114,9 @@ class Chain:
                 grad = _through_relu(grad, after, 0) if layer.is_relu else torch.autograd.grad(after, before, grad)[0]
             else:
                 weight, out = params[f"{layer.name}.weight"], grad.flatten(1, -2).transpose(1, 2)
-                if i > first:
+                if i > first and is_shared(weight):
+                    grad = grad @ weight[0]
+                elif i > first:
                     grad = torch.bmm(weight.transpose(1, 2), out).transpose(1, 2).reshape(before.shape)
                 yield Slope(f"{layer.name}.weight", out, before.flatten(1, -2))
                 if layer.bias:
@@ -122,15 +125,21 @@ class Chain:
     def descend(
         self, params: Params, tape: list[Passed], grad: Tensor, lrs: Mapping[str, float], weight_decay: float
     ) -> None:
-        """A step of gradient descent on all parameters in place: ``θ ← (1 - lr · weight_decay) θ - lr · gradient``."""
+        """A step of gradient descent on all parameters: ``θ ← (1 - lr · weight_decay) θ - lr · gradient``.
+
+        It is done in place, but puts new tensors where the clients shared one.
+        """
         for name, left, right in self.backward(params, tape, grad):
-            kept, rate = 1 - lrs[name] * weight_decay, -lrs[name]
+            kept, rate, old = 1 - lrs[name] * weight_decay, -lrs[name], params[name]
             if right is not None:
-                params[name].baddbmm_(left, right, beta=kept, alpha=rate)
+                out = torch.empty_like(old, memory_format=torch.contiguous_format) if is_shared(old) else old
+                params[name] = torch.baddbmm(old, left, right, beta=kept, alpha=rate, out=out)
                 continue
+            if is_shared(old):
+                params[name] = old = old.contiguous()
             if weight_decay:
-                params[name].mul_(kept)
-            params[name].add_(left.sum(2), alpha=rate)
+                old.mul_(kept)
+            old.add_(left.sum(2), alpha=rate)
 
     def gradients(self, params: Params, tape: list[Passed], grad: Tensor) -> Params:
         """By name, in the order of ``params``."""
@@ -139,6 +148,11 @@ class Chain:
             for name, left, right in self.backward(params, tape, grad)
         }
         return {name: found[name] for name in params}
+
+
+def is_shared(stack: Tensor) -> bool:
+    """Whether all clients' tensors are one, expanded."""
+    return len(stack) > 1 and stack.stride(0) == 0
 
 
 def _passed(layer: Layer, params: Params, x: Tensor) -> Passed:
@@ -150,12 +164,12 @@ def _passed(layer: Layer, params: Params, x: Tensor) -> Passed:
         with torch.enable_grad():
             before = x.detach().requires_grad_()
             return Passed(before, layer.function(before))
+    weight, bias = params[f"{layer.name}.weight"], params[f"{layer.name}.bias"] if layer.bias else None
+    if is_shared(weight):
+        return Passed(x, F.linear(x, weight[0], None if bias is None else bias[0]))
     # Weights on the left and features before rows is the order in which small products are fastest.
-    rows, weight = x.flatten(1, -2).transpose(1, 2), params[f"{layer.name}.weight"]
-    if layer.bias:
-        out = torch.baddbmm(params[f"{layer.name}.bias"].unsqueeze(2), weight, rows)
-    else:
-        out = torch.bmm(weight, rows)
+    rows = x.flatten(1, -2).transpose(1, 2)
+    out = torch.bmm(weight, rows) if bias is None else torch.baddbmm(bias.unsqueeze(2), weight, rows)
     return Passed(x, out.transpose(1, 2).reshape(*x.shape[:-1], -1))
 
 

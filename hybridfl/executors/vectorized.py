@@ -106,13 +106,11 @@ def _of_memory(error: Exception) -> bool:
 @contextmanager
 def _streams_put_back(tasks: Sequence[Task]) -> Iterator[None]:
     """Random streams that were used by an attempt that failed are as before, for the next one."""
-    streams = [stream.bit_generator for task in tasks for stream in (task.shuffle, task.noise) if stream]
-    before = [stream.state for stream in streams]
     try:
         yield
     except BaseException:
-        for stream, state in zip(streams, before, strict=True):
-            stream.state = state
+        for task in tasks:
+            task.rewind()
         raise
 
 

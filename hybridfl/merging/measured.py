@@ -74,7 +74,6 @@ class Measured:
     def _of(self, model: Params, probe: Probe) -> Params:
         """As a participant of a run would measure it that owns these examples."""
         job = Job(SERVER, fitted(self.net, model), steps=0, probes={"found": probe})
-        random = stream(self.federation.seed, "merging")
-        task = Task(job, self.federation.work, 0, self._rows, 0, 1, random, 0, None, random)
+        task = Task(job, self.federation.work, 0, self._rows, 0, 1, self.federation.seed, ("merging",))
         found: Params = run_task(self.federation.bench, task).result.probes["found"]
         return {name: tensor.cpu().double() for name, tensor in found.items()}
