@@ -34,6 +34,7 @@ interval contains it or fewer than two seeds are shared, and missing where there
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of ``hybridfl claims``."""
+    parser.epilog = EPILOG
     add = parser.add_argument
     add(
         "what",

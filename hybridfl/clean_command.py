@@ -23,6 +23,7 @@ compare, claims, show and train know the runs as before. `export` needs checkpoi
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of ``hybridfl clean``."""
+    parser.epilog = EPILOG
     parser.add_argument(
         "paths", nargs="*", type=Path, metavar="PATH", help="runs, sweeps, output folders (default: outputs)"
     )

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridfl.errors import ConfigError
+from hybridfl.overrides import add_overrides, composed_of
 
 if TYPE_CHECKING:
-    from hybridfl.config import Composed
     from hybridfl.plan import Plan
 
 SETTING = {
@@ -44,7 +43,9 @@ The same line again trains nothing and writes the file anew; one that was stoppe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What ``hybridfl pretrain`` takes beside the overrides of a run."""
+    """The command line of ``hybridfl pretrain``."""
+    parser.epilog = EPILOG
+    add_overrides(parser)
     add = parser.add_argument
     add("-o", "--out", type=Path, required=True, metavar="FILE", help="what to write, such as backbone.safetensors")
     add("--head", action="store_true", help="write the classifier too, the tensors named head.*")
@@ -67,12 +68,10 @@ def completed(args: argparse.Namespace) -> list[str]:
     return [METHOD, *defaults, *args.overrides]
 
 
-def run(args: argparse.Namespace, typed: Sequence[str], composed: Composed) -> int:
-    """Trains, or finds it done, writes the file and returns the exit status.
-
-    Args:
-        typed: the overrides without those of :func:`completed`.
-    """
+def run(args: argparse.Namespace) -> int:
+    """Trains, or finds it done, writes the file and returns the exit status."""
+    typed, args.overrides = args.overrides, completed(args)
+    composed = composed_of(args)
     from hybridfl import experiment
     from hybridfl.exported import described, exported, write_exported
     from hybridfl.plan import make_plan

@@ -24,6 +24,7 @@ What a tracker has already is not sent twice.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of ``hybridfl track``."""
+    parser.epilog = EPILOG
     parser.add_argument(
         "what", nargs="*", metavar="PATH|tracker…=value", help="run, sweep or output folders (default: outputs)"
     )

@@ -28,7 +28,7 @@ from cli_helpers import SMALL_DATA, SMALL_WORK, TINY, call, done
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hybridfl.cli import PACKAGES
+from hybridfl.command_status import PACKAGES
 from hybridfl.engine import Engine
 
 DATA = "server_data.examples=10 clients.number=3 clients.per_round=2 data_root=data"

@@ -22,6 +22,7 @@ The page holds all it shows and asks for nothing from the network.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of ``hybridfl report``."""
+    parser.epilog = EPILOG
     add = parser.add_argument
     add("paths", nargs="*", metavar="PATH", help="run, sweep or output folders (default: outputs)")
     add("--out", type=Path, metavar="FILE", help=f"default: {NAME} in the one sweep folder that is given, else here")
