@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridfl.errors import ConfigError, DataError, HybridflError, nearest
+from hybridfl.sweep_table import read_rows
 
 if TYPE_CHECKING:
     from hybridfl.tasks import TaskStream
@@ -365,25 +366,17 @@ def _neighbours(path: Path) -> str:
 
 def _jobs(sweep: Path, left_out: Counter[str]) -> list[Path]:
     """The run folders of a sweep in the order of its jobs, all attempts of each run."""
-    table = sweep / "runs.csv"
-    try:
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        raise DataError(f"{table}: cannot be read ({problem}); the sweep's line makes it anew.") from problem
-    if not rows or not {"run", "status"} <= rows[0].keys():
-        raise DataError(f"{table}: has no jobs with their run and status; the sweep's line makes it anew.")
+    rows = read_rows(sweep)
     runs = sweep.parent.parent / "runs"
     attempts: dict[str, list[Path]] = {}
     for folder in sorted(runs.iterdir()) if runs.is_dir() else []:
         attempts.setdefault(folder.name.partition("-")[0], []).append(folder)
     found: list[Path] = []
     for row in rows:
-        name = (row.get("run") or "").partition("-")[0]
+        name = row.run.partition("-")[0]
         here = [folder for folder in attempts.get(name, []) if is_run(folder)]
         if not here:
-            status = row.get("status") or ""
-            left_out[status if status in ("failed", "skipped") else "missing" if name else "unfinished"] += 1
+            left_out[row.status if row.status in ("failed", "skipped") else "missing" if name else "unfinished"] += 1
         found += here
     return found
 

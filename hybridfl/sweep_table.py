@@ -15,6 +15,7 @@ from hybridfl.store import write_text_atomic
 COLUMNS = ("run", "status", "method", "overrides", "error", "cell")
 BETWEEN = " | "
 """Stands between the names of cells where a job belongs to several."""
+WAY_OUT = "the sweep's line makes it anew"
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,16 @@ def read_rows(folder: Path) -> list[Row]:
     """The rows of a sweep's ``runs.csv``; columns that an older file lacks are empty.
 
     Raises:
-        DataError: it is missing or no table.
+        DataError: it is missing or no table of jobs.
     """
     path = folder / "runs.csv"
     try:
         with path.open(newline="", encoding="utf-8") as file:
             found = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        raise DataError(f"{path}: cannot be read ({problem})") from problem
+        raise DataError(f"{path}: cannot be read ({problem}); {WAY_OUT}.") from problem
+    if not found or not {"run", "status"} <= found[0].keys():
+        raise DataError(f"{path}: has no jobs with their run and status; {WAY_OUT}.")
     return [_row({column: row.get(column) or "" for column in COLUMNS}) for row in found]
 
 

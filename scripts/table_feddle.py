@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
-from pathlib import Path
 
+from results.arguments import study_parser
 from results.page import section, sweep
 
 from hybridfl.config import Composer, choices
@@ -46,14 +46,8 @@ def announce(chosen: argparse.Namespace) -> None:
 
 
 def study() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", default="cpu")
+    parser = study_parser(__doc__)
     parser.add_argument("--presets", nargs="+", default=PRESETS, choices=PRESETS, metavar="PRESET")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs/feddle"), help="of the runs")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the page")
-    parser.add_argument("--jobs", type=int, default=1, help="worker processes (more than one needs the extra joblib)")
-    parser.add_argument("--no-runs", action="store_true", help="only show what is there")
-    parser.add_argument("overrides", nargs="*", help="more overrides, such as seed=0")
     chosen = parser.parse_intermixed_args()
     chosen.output_dir = chosen.output_dir.resolve()
     announce(chosen)

@@ -8,10 +8,9 @@ Prints what was tried, and what was chosen as the `tuned` of conf/experiment/fed
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
+from results.arguments import study_parser
 from results.cells import grid
 from results.page import sweep
 from results.tuning import block, sheet
@@ -22,14 +21,7 @@ from hybridfl.store import write_text_atomic
 
 
 def tune() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", default="cpu")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs/feddle"), help="of the runs")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the table")
-    parser.add_argument("--jobs", type=int, default=1, help="worker processes (more than one needs the extra joblib)")
-    parser.add_argument("--no-runs", action="store_true", help="only show what is there")
-    parser.add_argument("overrides", nargs="*", help="more overrides, such as device=cuda")
-    chosen = parser.parse_intermixed_args()
+    chosen = study_parser(__doc__).parse_intermixed_args()
     line = ["experiment=feddle_tuning", f"scale={chosen.scale}", *chosen.overrides]
     output = chosen.output_dir.resolve()
     if not chosen.no_runs:

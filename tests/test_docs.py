@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,7 +19,6 @@ import pytest
 import yaml
 from cli_helpers import call
 
-import hybridfl.cli
 from hybridfl import (
     claims_command,
     clean_command,
@@ -29,7 +29,9 @@ from hybridfl import (
     pretrain_command,
     show,
     split,
+    split_command,
     sweeps_command,
+    train_command,
 )
 from hybridfl import track_command as track
 from hybridfl.build import Fraction, PositiveInt, Range
@@ -96,11 +98,15 @@ def checked_only(monkeypatch: pytest.MonkeyPatch, composer: Composer) -> None:
         assert set(named) <= set(choices("experiment")), named
         return 0
 
-    monkeypatch.setattr(hybridfl.cli, "_single", single)
-    monkeypatch.setattr(hybridfl.cli, "_sweep", sweep)
-    monkeypatch.setattr(hybridfl.cli, "_composed", lambda chosen, quiet=False: composer.compose(chosen.overrides))
+    def pretrain(chosen: Namespace) -> int:
+        settings_of(composer.compose(pretrain_command.completed(chosen)))
+        return 0
+
+    monkeypatch.setattr(train_command, "_single", single)
+    monkeypatch.setattr(train_command, "_sweep", sweep)
+    monkeypatch.setattr(split_command, "composed_of", lambda chosen: composer.compose(chosen.overrides))
     monkeypatch.setattr(split, "show", lambda composed, out, whole: str(settings_of(composed)))
-    monkeypatch.setattr(pretrain_command, "run", lambda chosen, typed, composed: settings_of(composed) and 0)
+    monkeypatch.setattr(pretrain_command, "run", pretrain)
     monkeypatch.setattr(claims_command, "run", presets)
     for command in (
         clean_command,

@@ -13,7 +13,7 @@ import inspect
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -23,6 +23,7 @@ from hybridfl.build import EMPTY, Range, locate, signature_of
 from hybridfl.config import GROUPS, choices, conf_dir
 from hybridfl.models.options import ModelOptions
 from hybridfl.plan import Settings
+from hybridfl.runs import flattened
 
 ABOUT = {
     "dataset": "What the examples are.",
@@ -108,16 +109,8 @@ def _choice(group: str, name: str, file: Path) -> list[str]:
 
 def _changes(node: Mapping[str, Any]) -> list[str]:
     """A table of what a file has in place of what it begins with."""
-    rows = [f"| `{key}` | `{_shown(value)}` |" for key, value in _flat(node)]
+    rows = [f"| `{key}` | `{_shown(value)}` |" for key, value in flattened(node)]
     return ["| key | value |", "|---|---|", *rows, ""] if rows else []
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 Option = tuple[str, str, str, str]
