@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from hybridfl import pareto
@@ -19,7 +19,7 @@ from hybridfl.formats import FORMATS, SHEETS
 from hybridfl.pareto import UNITS
 from hybridfl.runs import find_runs, to_stderr
 from hybridfl.significance import CORRECTIONS, INTERVALS
-from hybridfl.tabulate import AT, AUTO, OF_STREAMS, Options, Table, tabulate
+from hybridfl.tabulate import AT, AUTO, OF_STREAMS, SCOPES, Options, Table, scope_of, tabulate
 from hybridfl.where import chosen
 
 PLOTS = (".png", ".svg")
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=default.metric,
         help=f"a column of metrics.csv, or {', '.join(OF_STREAMS)} (default: %(default)s)",
     )
-    add("--scope", default=default.scope, help="global, clients, served, … (default: %(default)s)")
+    add("--scope", default=default.scope, help=f"{', '.join(SCOPES)}, … (default: the first of these that a run has)")
     add(
         "--at",
         default=default.at,
@@ -103,6 +103,7 @@ def render(paths: Sequence[Path | str], options: Options | None = None, warn: Ca
         raise ConfigError("--target", f"{options.target:g} is not an accuracy in (0, 1], such as 0.85.")
     check_together(options)
     runs = chosen(find_runs([Path(path) for path in paths], warn), options.where, warn)
+    options = replace(options, scope=scope_of(runs, options.scope))
     runs = cut(runs, options.budget, options.scope, warn)
     table = tabulate(runs, options, warn)
     if options.ranks:

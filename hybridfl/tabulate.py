@@ -25,6 +25,8 @@ AT = {
 }
 """In a stream of tasks all of them are about evaluations during the last task: before it, fewer classes were told apart."""
 AUTO = "auto"
+SCOPES = ("global", "clients", "served")
+"""The first that there is, is shown."""
 OF_STREAMS = {"forgetting": forgetting, "forgetting_learned": forgetting_learned}
 """Metrics of a stream's matrix of accuracies, which no single row of ``metrics.csv`` has."""
 FRACTIONS = ("accuracy", "worst10", "spread", *OF_STREAMS)
@@ -48,10 +50,10 @@ SETUP = ("dataset", "clients", "model", "start", "start_steps", "rounds", "dtype
 
 @dataclass(frozen=True)
 class Options:
-    """What the table shows; the fields are the options of the command line. ``at`` may be ``auto`` until there are runs."""
+    """What the table shows; the fields are the options of the command line. ``scope`` and ``at`` may be ``auto`` until there are runs."""
 
     metric: str = "accuracy"
-    scope: str = "global"
+    scope: str = AUTO
     at: str = AUTO
     rows: str = "method"
     cols: str | None = None
@@ -128,6 +130,7 @@ def tabulate(runs: Sequence[Run], options: Options, warn: Callable[[str], None] 
     Raises:
         ConfigError: unknown key, metric, scope or reference; ``--at best`` without validation rows.
     """
+    options = replace(options, scope=scope_of(runs, options.scope))
     stream = any(len(run.tasks) > 1 for run in runs)
     if options.at == AUTO:
         options = replace(options, at="last" if stream or options.budget else "mean10")
@@ -176,6 +179,14 @@ def decide_differences(rows: Sequence[Row], options: Options) -> None:
     found = significance.paired_tests(samples, options.interval or "t", options.correct or "none")
     for (row, col), test in zip(cells, found, strict=True):
         row.summaries[col] = replace(row.summaries[col], p=test.p, low=test.low, high=test.high)
+
+
+def scope_of(runs: Sequence[Run], asked: str = AUTO) -> str:
+    """The scope that is meant: where no run has a global model, as between peers, what its clients run."""
+    found = {scope for run in runs for scope in run.curves}
+    return (
+        asked if asked != AUTO else next((scope for scope in SCOPES if scope in found), min(found, default=SCOPES[0]))
+    )
 
 
 def check_columns(runs: Sequence[Run], options: Options) -> None:

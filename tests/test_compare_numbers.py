@@ -175,3 +175,16 @@ def test_a_diverged_seed_is_named_not_hidden(outputs: Outputs) -> None:
     line = table(outputs.path)[0]
     assert (line["seeds"], line["runs"], line["mean"]) == ("1", "2", "0.7")
     assert "fedavg (1 of 2 runs)" in warnings_of(outputs.path)[0]
+
+
+def test_without_a_global_model_the_table_is_of_what_there_is(outputs: Outputs) -> None:
+    outputs.run("a", "dimat", 0, {"served": [0.3], "clients": [0.6], "clients/class=1": [0.2]})
+    outputs.run("b", "local_only", 0, {"served": [0.4], "clients": [0.5]})
+    assert [(row["scope"], row["mean"]) for row in table(outputs.path)] == [("clients", "0.6"), ("clients", "0.5")]
+    assert {row["scope"] for row in table(outputs.path, scope="served")} == {"served"}
+    outputs.run("c", "fedavg", 0, {"global": [0.7], "clients": [0.9]})
+    assert {row["method"]: row["mean"] for row in table(outputs.path)} == {
+        "dimat": "",
+        "local_only": "",
+        "fedavg": "0.7",
+    }

@@ -42,10 +42,7 @@ def content(
         warn(text)
 
     runs = find_runs(paths, note)
-    scopes = {scope for run in runs for scope in run.curves}
-    # A federation without a global model has nothing to show in the default scope.
-    scope = next((scope for scope in ("global", "clients", "served") if scope in scopes), min(scopes, default="global"))
-    shown = Shown(runs, tabulate(runs, Options(scope=scope), note), note)
+    shown = Shown(runs, tabulate(runs, Options(), note), note)
     rows, read = described(shown), Splits()
     sections = {
         "tables": sheets(shown),
