@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -283,8 +284,14 @@ class Composer:
                 found = ConfigError(str(override.key_or_group), problem)
             if found:
                 return found
-        error = self._in_its_own_words(overrides) or error
+        # Of a sweep Hydra would only say that there are several values.
+        error = self._in_its_own_words(_choices_only(overrides) if sweep else overrides) or error
         key, told = getattr(error, "full_key", None), _first_line(error)
+        if re.search(r"hydra/(launcher|sweeper)|(Launcher|Sweeper)Conf\b", told):
+            problem = (
+                "a preset cannot bring a launcher or a sweeper; type it on the line, such as hydra/launcher=joblib"
+            )
+            return ConfigError("experiment", f"{problem} ({told}).")
         for text in overrides:
             place, _, value = text.partition("=")
             if "@" in place and f"'{place}'" in told:

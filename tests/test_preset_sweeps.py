@@ -167,6 +167,18 @@ def test_values_of_a_list_are_alternatives_and_a_text_is_as_typed() -> None:
     assert sweep_at({}) is None
 
 
+@pytest.mark.parametrize(
+    "brought",
+    ["defaults: [{override /hydra/launcher: joblib}]", "hydra: {launcher: {n_jobs: 3}}"],
+    ids=["group", "key"],
+)
+def test_a_launcher_is_named_on_the_line_not_in_a_preset(brought: str) -> None:
+    write(f"# @package _global_\n# Mine.\n{brought}\n")
+    with Composer(Path("my_conf")) as composer, pytest.raises(ConfigError) as error:
+        composer.expand(["experiment=study", "seed=0,1"])
+    assert str(error.value).startswith("experiment: a preset cannot bring a launcher or a sweeper; type it on the line")
+
+
 # -- the shipped ones ------------------------------------------------------------------------------------------------
 
 SHIPPED = [name for name, file in choices("experiment").items() if "\nsweeps:" in file.read_text()]
