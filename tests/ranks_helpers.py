@@ -5,19 +5,27 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
+import torch
 from cli_helpers import TINY
 
 from hybridfl.cli import main
+from hybridfl.executors.ranks import Ranks
+from hybridfl.group import Group, World
 
+PRELOADED = ["hydra", "hybridfl.sweep", "hybridfl.compare", "cli_helpers"]
 FEDAVG = tuple(text for text in TINY if not text.startswith("merging."))
 
 ODD = """
@@ -134,7 +142,7 @@ def launch(cwd: Path, *arguments: str, ranks: int = 2, own: Sequence[Sequence[st
 def launch_lines(cwd: Path, lines: Sequence[Sequence[Sequence[str]]]) -> Launched:
     """One rank for each list of lines, which does one of them after the other."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hydra", "hybridfl.sweep", "hybridfl.compare", "cli_helpers"])
+    context.set_forkserver_preload(PRELOADED)
     ports = free_ports(len(lines[0]))
     processes = []
     for rank, mine in enumerate(lines):
@@ -160,3 +168,49 @@ def odd(how: str) -> list[str]:
     Path("conf/baseline").mkdir(parents=True, exist_ok=True)
     Path("conf/baseline/odd.yaml").write_text("# Odd\n_target_: odd.Odd\nhow: drift\n")
     return ["--config-dir", "conf", *FEDAVG, "baseline=odd", f"baseline.how={how}", "clients.per_round=4"]
+
+
+class Pair:
+    """Two ranks that stay, and do one run after the other together."""
+
+    def __enter__(self) -> Pair:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        (port,), self.pipes, self.processes = free_ports(1), [], []
+        for rank in range(2):
+            own, far = context.Pipe()
+            world = World(rank, 2, rank, "127.0.0.1", int(port))
+            self.processes.append(context.Process(target=_rank, args=(far, world)))
+            self.processes[-1].start()
+            far.close()
+            self.pipes.append(own)
+        return self
+
+    def ends(self, line: tuple[str, ...]) -> list[Any]:
+        """What each of them has at the end of a run."""
+        for pipe in self.pipes:
+            pipe.send(line)
+        return [pickle.loads(pipe.recv_bytes()) for pipe in self.pipes]
+
+    def __exit__(self, *_: object) -> None:
+        for pipe in self.pipes:
+            pipe.close()
+        for process in self.processes:
+            process.join(30)
+            process.kill()
+
+
+def _rank(pipe: Connection, world: World) -> None:
+    from parity_helpers import end
+
+    executor = Ranks()
+    executor.join(Group(world), torch.device("cpu"), "gloo")
+    with contextlib.suppress(EOFError):  # the tests are over
+        while True:
+            line = pipe.recv()
+            try:
+                found = end(line, executor)
+            except Exception:
+                found = traceback.format_exc()
+            pipe.send_bytes(pickle.dumps(found))
+    os._exit(0)
