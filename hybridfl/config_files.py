@@ -103,14 +103,43 @@ def plain_config(chosen: Mapping[str, str], roots: Sequence[Path], stamps: Stamp
 
 
 def _merged(config: dict[str, Any], contents: Sequence[dict[Any, Any]]) -> dict[str, Any]:
-    if not contents:
-        return config
-    whole = OmegaConf.create(config)
+    found: dict[Any, Any] | None = config
     for content in contents:
-        whole.merge_with(OmegaConf.create(content))
-    found = OmegaConf.to_container(whole)
-    assert isinstance(found, dict)
+        found = None if found is None else _over(found, content)
+    if found is None:  # OmegaConf says what becomes of a text that stands for a node, or for none yet
+        whole = OmegaConf.create(config)
+        for content in contents:
+            whole.merge_with(OmegaConf.create(content))
+        merged = OmegaConf.to_container(whole)
+        assert isinstance(merged, dict)
+        found = merged
     return {str(key): value for key, value in found.items()}
+
+
+def _over(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any] | None:
+    """Both, mappings key by key; None if a text in them stands for something else.
+
+    As OmegaConf merges plain values, which takes it a tenth of a second for a preset.
+    """
+    found = dict(below)
+    for key, value in above.items():
+        there = found.get(key)
+        if value == "???" or (isinstance(there, str) and "${" in there):
+            return None
+        if isinstance(there, dict) and isinstance(value, dict):
+            inner = _over(there, value)
+            if inner is None:
+                return None
+            found[key] = inner
+        elif isinstance(value, dict) and _has_missing(value):
+            return None
+        else:
+            found[key] = value
+    return found
+
+
+def _has_missing(node: dict[Any, Any]) -> bool:
+    return any(value == "???" or (isinstance(value, dict) and _has_missing(value)) for value in node.values())
 
 
 def _parts(group: str, name: str, find: Find, parents: tuple[tuple[str, str], ...] = ()) -> _Preset | None:

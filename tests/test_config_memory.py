@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from hybridfl import config_memory
+from hybridfl import config_files, config_memory
 from hybridfl.config import GROUPS, Composer, choices, conf_dir
 from hybridfl.errors import ConfigError
 
@@ -207,6 +207,27 @@ def test_a_preset_of_the_users_own_is_put_together_as_by_hydra(tmp_path: Path, n
         config_memory._remembered.cache_clear()
         assert found() == plainly
     config_memory._remembered.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        [{"a": {"b": 2, "new": {"x": None}}, "c": [3]}, {"a": {"b": {"y": 1}}, "c": None, "d": {"e": 1}}],
+        [{"c": {"z": 1}, "a": None}, {"c": {"w": "${a}"}, "a": {"k": [{"l": 1}]}}],
+        [{"d": {"more": 1}}],  # on top of a text that stands for a node
+        [{"e": {"more": 1}}, {"e": 2}],
+        [{"a": {"b": "???"}, "new": "???"}],
+        [{"new": {"inner": {"x": "???"}}}, {"new": {"inner": {"x": 4}}}],
+        [{True: 1, 1.5: {"x": 2}, "true": 3}],
+    ],
+)
+def test_plain_values_are_merged_as_omegaconf_does(contents: list[dict[Any, Any]]) -> None:
+    below = {"a": {"b": 1, "f": [1, 2]}, "c": 5, "d": "${a}", "e": "x${c}"}
+    merged = OmegaConf.merge(below, *contents)
+    expected = {str(key): value for key, value in OmegaConf.to_container(merged).items()}
+    before = json.dumps([below, [[*content.items()] for content in contents]])
+    assert json.dumps(config_files._merged(below, contents)) == json.dumps(expected)
+    assert json.dumps([below, [[*content.items()] for content in contents]]) == before
 
 
 def test_wrong_values_are_found_without_hydra(composed: list[list[str]]) -> None:
