@@ -33,6 +33,9 @@ SMALL_WORK = (
 TINY = (*SMALL_DATA, *SMALL_WORK)
 """Overrides of a run that takes a tenth of a second."""
 
+PRELOADED = ["hydra", "hybridfl.sweep", "hybridfl.compare", "hybridfl.experiment", "preloaded_helpers"]
+"""Modules of the process that others are forked from."""
+
 TABLES = ("metrics.csv", "method.csv", "clients.csv")
 
 
@@ -104,7 +107,7 @@ def start(cwd: Path, *arguments: str, file_size: int | None = None, tells_module
     line has the names of all modules that are imported in the end, if ``tells_modules``.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hydra", "hybridfl.sweep", "hybridfl.compare", "cli_helpers"])
+    context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=_child, args=(str(cwd), arguments, file_size, tells_modules))
     process.start()
     return process

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cli_helpers import TINY
+from cli_helpers import PRELOADED, TINY
 
 from hybridfl.cli import main
 from hybridfl.executors.ranks import Ranks
 from hybridfl.group import Group, World
 
-PRELOADED = ["hydra", "hybridfl.sweep", "hybridfl.compare", "cli_helpers"]
 FEDAVG = tuple(text for text in TINY if not text.startswith("merging."))
 
 ODD = """

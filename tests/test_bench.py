@@ -368,6 +368,7 @@ def test_a_contender_that_ends_too_early_is_said_and_the_others_are_ended(
     given(TINY["W3"], tmp_path)
     program = (
         "import subprocess\nclass Rival:\n    def __init__(self, given):\n        subprocess.Popen(['sleep', '60'])\n"
+        "    def round(self, number):\n        assert number == 0\n"
     )
     (tmp_path / "rival.py").write_text(program)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
@@ -383,6 +384,8 @@ def test_a_contender_that_ends_too_early_is_said_and_the_others_are_ended(
         with pytest.raises(SystemExit, match=r"^bench: rival.Other 1 ended with status 1; its error is above.$"):
             bad.asked("round")
     assert good.answer() == {}
+    assert 0 < good.asked("round")["seconds"] < 5
+    assert 30 < good.asked("memory")["peak"] < 2000
     assert len(belonging_to(tmp_path)) == 2
     Child.end_all()
     assert not Child.alive
@@ -425,20 +428,15 @@ def test_progress_is_one_line_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
         assert screen.getvalue() == expected
 
 
-def test_a_contender_in_a_process_of_its_own(tmp_path: Path) -> None:
-    given(TINY["W3"], tmp_path)
-    file, workload = str(tmp_path / "given.npz"), asdict(TINY["W3"])
-    line = [*TINY["W3"].line(1), f"output_dir={tmp_path}"]
-    process = Child(1, do="serve", kind="by_hand", line=None, threads=1, file=file, workload=workload)
-    cold, began = Child(1, do="run", line=line, first_only=True), time.monotonic()
-    assert process.answer() == {}
-    assert 0 < process.asked("round")["seconds"] < 5
-    assert 30 < process.asked("memory")["peak"] < 2000
-    process.close()
+def test_a_cold_run_in_a_process_of_its_own(tmp_path: Path) -> None:
+    cold, began = (
+        Child(1, do="run", line=[*TINY["W3"].line(1), f"output_dir={tmp_path}"], first_only=True),
+        time.monotonic(),
+    )
     found = cold.answer()
     assert 0 < found["loading"] < found["first"] - began + 5
     cold.close()
-    assert process.process.returncode == cold.process.returncode == 0
+    assert cold.process.returncode == 0
 
 
 def test_every_executor_can_be_a_contender() -> None:

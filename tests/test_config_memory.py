@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,11 @@ def check(overrides: Sequence[str]) -> None:
         assert composed.method_name == choices[composed.method_key]
 
 
+FORMS = {
+    frozenset(re.findall(r"^\w+", file.read_text(), re.MULTILINE)): name for name, file in choices("experiment").items()
+}
+"""A shipped preset for each set of keys that one has at its top; values below them are merged alike."""
+
 LINES = [
     "",
     # the last one counts, and an order of choice and value does not
@@ -72,7 +78,7 @@ LINES = [
     *("seeed=1", "+seed=1", "rounds.foo=1", "seed=1,2", "model=cnn,mlp", "model=nowhere", "nowhere@model=mlp"),
     *("dataset@nowhere=digits", "+model=cnn", "++model=cnn", "~model=cnn", "model=null", "seed=[1", "rounds"),
 ]
-LINES += [f"experiment={name} baseline=fedavg seed=3" for name in choices("experiment")]
+LINES += [f"experiment={name} baseline=fedavg seed=3" for name in FORMS.values()]
 LINES += [
     "experiment=feddle_study dataset=digits model=mlp scale=smoke clients.number=10",
     "experiment=feddle_e1_methods",
@@ -185,8 +191,13 @@ rounds: 7
 }
 
 
-@pytest.mark.parametrize("typed", ["", "model=resnet20", "dataset=digits client_optimizer=sgd"])
-@pytest.mark.parametrize("name", [*PRESETS])
+TYPED = [(name, "") for name in PRESETS]
+TYPED += [
+    (name, line) for name in ("base", "mine") for line in ("model=resnet20", "dataset=digits client_optimizer=sgd")
+]
+
+
+@pytest.mark.parametrize(("name", "typed"), TYPED)
 def test_a_preset_of_the_users_own_is_put_together_as_by_hydra(tmp_path: Path, name: str, typed: str) -> None:
     (tmp_path / "experiment").mkdir()
     for file, text in PRESETS.items():

@@ -90,17 +90,16 @@ METHODS += [("baseline", name) for name in choices("baseline") if name not in {"
 def test_every_method_continues_where_it_was_interrupted(
     monkeypatch: pytest.MonkeyPatch, group: str, name: str
 ) -> None:
-    with Composer() as composer:
-        _, method = settings_of(composer.compose([f"{group}={name}"]))
-    delay = 1.5 if method.asynchronous else 0
     # Momentum, because an optimiser's state is easily forgotten.
     elsewhere = {"server_only": "baseline.momentum=0.9", "qg_dsgdm": "baseline.beta=0.8"}
     # These reckon with steps of plain SGD.
     elsewhere |= dict.fromkeys(("fedclg_s", "mixed_fl_two_way"), "client_optimizer.lr_decay=0.9")
     momentum = elsewhere.get(name, "client_optimizer.momentum=0.9")
     tiny = [text for text in TINY if name == "feddle" or not text.startswith("merging.")]
-    line = (*tiny, f"{group}={name}", f"clients.delay={delay}", momentum, "clients.validation=0.2")
-    line += ("evaluation.sample=2", "rounds=3")
+    line = (*tiny, f"{group}={name}", momentum, "clients.validation=0.2", "evaluation.sample=2", "rounds=3")
+    with Composer() as composer:
+        _, method = settings_of(composer.compose(line))
+    line += (f"clients.delay={1.5 if method.asynchronous else 0}",)
     once = done(*line, "output_dir=once")
     _, run = interrupted(monkeypatch, 2, *line)
     assert (status_of(run)["status"], status_of(run)["round"]) == ("interrupted", 2)
