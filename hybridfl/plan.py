@@ -1,14 +1,12 @@
 """Everything that can be known, and refused, before the first round: from a composed config to a federation.
 
-A plan also knows the run's identity: what decides its numbers, and nothing else.
+A plan also knows the run's name: see :mod:`hybridfl.identity`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,28 +17,29 @@ from torch import nn
 
 from hybridfl.availability import Clients
 from hybridfl.behaviour import SPOILT
-from hybridfl.build import NonNegativeFloat, NonNegativeInt, PositiveInt, build, call, locate, of_kind
+from hybridfl.build import NonNegativeFloat, NonNegativeInt, PositiveInt, build, call, of_kind
 from hybridfl.claims import Claim
-from hybridfl.config import NOT_IDENTITY, Composed
+from hybridfl.config import Composed
 from hybridfl.data.augmentation import Augmenter
 from hybridfl.data.classes import only_classes
 from hybridfl.data.dataset import Dataset, Reader, sound
 from hybridfl.data.partitioning import Partitioning
 from hybridfl.data.server_data import ServerData
 from hybridfl.data.split import Drawn, draw_split
+from hybridfl.devices import device_of
 from hybridfl.engine import WITH_DATA, Engine, check_method
-from hybridfl.errors import ConfigError, nearest
+from hybridfl.errors import ConfigError
 from hybridfl.evaluation import Evaluation
 from hybridfl.executors import Executor
 from hybridfl.federation import Federation, check_net, initial_model
-from hybridfl.local import torch_random
+from hybridfl.identity import digest_of
 from hybridfl.models.batch_norm import with_policy
+from hybridfl.models.building import build_net
 from hybridfl.models.files import Weights, read_weights
 from hybridfl.models.options import separated
 from hybridfl.models.precision import lowered
 from hybridfl.optimizers import LocalWork
 from hybridfl.preset_sweeps import PresetSweep, sweep_at
-from hybridfl.rng import torch_seed
 from hybridfl.tasks import Tasks
 from hybridfl.trackers import Tracker
 from hybridfl.trackers.none import NoTracker
@@ -51,8 +50,6 @@ MOST_PARTS = 4
 """Parts of data sets that are kept at a time."""
 STARTS = ("random", "server", "solo")
 """Values of ``start`` beside the name of a file."""
-RESULTS_VERSION = 3
-"""Raised when the same config gives other numbers than before."""
 
 
 class Topology(Protocol):
@@ -395,119 +392,3 @@ def dataset_of(composed: Composed, settings: Settings, cache: DataCache) -> Data
         return whole
     key = [node, settings.data_root, settings.classes, settings.evaluation.limit]
     return cache.part(json.dumps(key, sort_keys=True, default=str), part)
-
-
-def build_net(node: Mapping[str, Any], dataset: Dataset, seed: int, width: float = 1.0, name: str = "") -> nn.Module:
-    """The net of a model node without the program's own keys, its weights drawn from the run's own stream.
-
-    Args:
-        width: a factor on the node's own.
-        name: tells further random models apart.
-
-    Raises:
-        ConfigError: the node does not fit the data, or has no ``width`` to be made narrower by.
-    """
-    shape = tuple(dataset.train.x.shape[1:])
-    context = {"input_shape": shape, "classes": dataset.classes, "num_classes": dataset.classes}
-    if width != 1:
-        if "width" not in node:
-            raise ConfigError(
-                "model", f"has no width, and {width:g} of it is asked for; try model=cnn or model=resnet20."
-            )
-        node = {**node, "width": node["width"] * width}
-    keys = () if width == 1 and not name else (f"{width:.6g}", name)
-    with torch_random(torch_seed(seed, "initial weights", *keys), torch.device("cpu")):
-        net = build(node, "model", context)
-    if not isinstance(net, nn.Module):
-        raise ConfigError("model._target_", f"gives a {type(net).__name__}, expected a torch.nn.Module.")
-    return net
-
-
-def device_of(name: str) -> torch.device:
-    """The device by its config name.
-
-    Raises:
-        ConfigError: unknown, or not on this machine.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise ConfigError("device", f"got '{name}'. {nearest(name, ('auto', 'cpu', 'cuda', 'cuda:1'))}")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError("device", f"got '{name}': {reason}; nearest valid choice: cpu.") from error
-    return device
-
-
-def identity_of(
-    composed: Composed, dataset: Dataset, sources: Sequence[str], files: Mapping[str, Path]
-) -> dict[str, Any]:
-    """What decides the run's numbers; of options that name ``files``, by their keys, the files' contents.
-
-    Args:
-        sources: fingerprints of other data sets that are read.
-    """
-    config = {k: v for k, v in composed.config.items() if k not in NOT_IDENTITY}
-    for key, path in files.items():
-        config = _replaced(config, key.split("."), _file_digest(path))
-    method = composed.config[composed.method_key]
-    return {
-        "results_version": RESULTS_VERSION,
-        "config": _canonical(config),
-        "method": method,
-        "data": dataset.fingerprint,
-        **({"server_data": sources} if sources else {}),
-        "sources": {target: _source_digest(target) for target in sorted({*_outside_targets([config, method])})},
-    }
-
-
-def digest_of(composed: Composed, dataset: Dataset, sources: Sequence[str], files: Mapping[str, Path]) -> str:
-    text = json.dumps(identity_of(composed, dataset, sources, files), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _replaced(node: Mapping[str, Any], key: list[str], value: str) -> dict[str, Any]:
-    name, *further = key
-    return {**node, name: _replaced(node[name], further, value) if further else value}
-
-
-def _canonical(node: Any, key: str = "") -> Any:
-    """The same config whichever way its numbers are written: 4 and 4.0 are one.
-
-    But not 1 and 1.0 of the clients, which may be one client and all of them.
-    """
-    if isinstance(node, Mapping):
-        return {name: _canonical(value, key or name) for name, value in node.items()}
-    if isinstance(node, list):
-        return [_canonical(value, key) for value in node]
-    whole = isinstance(node, float) and node.is_integer()
-    return int(node) if whole and not (key == "clients" and node == 1) else node
-
-
-def _outside_targets(node: Any) -> Iterator[str]:
-    """Dotted targets anywhere in the config that are not this package's."""
-    if isinstance(node, Mapping):
-        target = node.get("_target_")
-        if isinstance(target, str) and not target.startswith("hybridfl."):
-            yield target
-        for value in node.values():
-            yield from _outside_targets(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _outside_targets(value)
-
-
-def _source_digest(target: str) -> str:
-    found = inspect.unwrap(locate(target, target))
-    try:
-        source = inspect.getsourcefile(found)
-    except TypeError:  # built in: there is no source to change
-        source = None
-    return _file_digest(Path(source)) if source else "built in"
-
-
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -10,9 +10,10 @@ from typing import Any
 
 from hybridfl import checkpoints
 from hybridfl.config import Composed
+from hybridfl.devices import device_of
 from hybridfl.errors import ConfigError, DataError, HybridflError
 from hybridfl.experiment import unpacked
-from hybridfl.plan import Plan, Settings, device_of, make_plan
+from hybridfl.plan import Plan, Settings, make_plan
 from hybridfl.runs import FACTS, WAY_OUT, Run, to_stderr
 from hybridfl.snapshot import Snapshot
 

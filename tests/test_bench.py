@@ -23,8 +23,8 @@ from hybridfl.config import Composer, choices
 from hybridfl.data.dataset import Labels
 from hybridfl.engine import Engine
 from hybridfl.errors import ConfigError
+from hybridfl.models.building import build_net
 from hybridfl.models.options import separated
-from hybridfl.plan import build_net
 from hybridfl.rng import stream
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
