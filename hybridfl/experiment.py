@@ -309,7 +309,8 @@ class _Attempt:
     def _describe(self) -> None:
         import yaml
 
-        text = yaml.safe_dump(self.plan.stored_config(), sort_keys=False, allow_unicode=True)
+        dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # an eighth of a short run otherwise
+        text = yaml.dump(self.plan.stored_config(), Dumper=dumper, sort_keys=False, allow_unicode=True)
         write_text_atomic(self.folder.path / "config.yaml", text)
         write_text_atomic(self.folder.path / "split.json", self._split())
 

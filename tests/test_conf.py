@@ -23,6 +23,7 @@ from hybridfl.describe import describe
 from hybridfl.errors import ConfigError
 from hybridfl.models.options import ModelOptions
 from hybridfl.plan import DataCache, Settings, make_plan
+from hybridfl.runs import read_run
 
 FILES = [(group, name) for group in GROUPS for name in choices(group)]
 PEERS = [name for name in choices("topology") if name not in ("auto", "star")]
@@ -232,7 +233,7 @@ def test_two_rounds_of_every_file(group: str, name: str) -> None:
     assert metrics[-1]["round"] == "2"
     assert all(0 <= float(row["accuracy"]) <= 1 for row in metrics)
     if group in ("merging", "baseline") and name != "none":
-        assert yaml.safe_load((run / "config.yaml").read_text())["method"]["name"] == name
+        assert read_run(run).config["method"]["name"] == name
 
 
 @pytest.mark.parametrize("name", PEERS)

@@ -110,11 +110,11 @@ def test_a_run_is_reproducible_pure_and_continues_to_the_bit(ran: Ran) -> None:
     for record in ran.records:
         assert record.notes == []
         assert all(math.isfinite(value) for _, _, value in record.reports)
-    # Again with a method object that has seen nothing, torch's own stream elsewhere, from a checkpoint in every round.
+    # Again with a method object that has seen nothing, torch's own stream elsewhere, from a checkpoint of the start and a late one.
     torch.manual_seed(99)
     engine = helpers.plan(*ran.line, *ROOMY).engine()
     assert helpers.identical(facts(engine.begin()), facts(ran.seen[0]))
-    for t in range(3):
+    for t in (0, 2):
         after, _ = engine.step(unpacked(unpack(pack(packed(ran.seen[t])))))
         assert helpers.identical(facts(after), facts(ran.seen[t + 1]))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
+import io
+import runpy
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -111,14 +113,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "ui=none",
         "rounds=2",
     ]
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "table_feddle.py"), *command],
-        cwd=place,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "feddle_e6_atlas_size: 4 jobs" in done.stderr
+    script, told = str(SCRIPTS / "table_feddle.py"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(told), redirect_stdout(io.StringIO()):
+        patch.chdir(place)
+        patch.setattr(sys, "argv", [script, *command])
+        patch.syspath_prepend(str(SCRIPTS))
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(script, run_name="__main__")
+    assert not ended.value.code, told.getvalue()
+    assert "feddle_e6_atlas_size: 4 jobs" in told.getvalue()
     return place
 
 

@@ -26,8 +26,8 @@ from hybridfl.store import StoreError
 
 TINY = (*ANY, "executor=sequential")
 """One task after the other, so that a run can be interrupted between two."""
-LONG = (*TINY, "rounds=40", "clients.delay=4", "merging.coef.init=warm", "checkpoint_seconds=0", "ui=none")
-"""Feddle with late results, a state that grows, and a checkpoint after every round: about two seconds."""
+LONG = (*TINY, "rounds=25", "clients.delay=4", "merging.coef.init=warm", "checkpoint_seconds=0", "ui=none")
+"""Feddle with late results, a state that grows, and a checkpoint after every round: about a second."""
 
 
 @pytest.fixture(autouse=True)
@@ -251,7 +251,7 @@ def test_a_run_killed_at_any_moment_continues(tmp_path: Path, whole: dict[str, b
     for share in (None, 0.3, 0.6):
         process = start(tmp_path, "train", *LONG)
         if share is not None:
-            wanted = 1 + 3 * 40 * share
+            wanted = 1 + 3 * 25 * share
             until(lambda: any(Path("outputs/runs").glob("*/metrics.csv")), process)
             (metrics,) = Path("outputs/runs").glob("*/metrics.csv")
             until(lambda: lines(metrics) > wanted, process)  # noqa: B023
@@ -264,7 +264,7 @@ def test_a_run_killed_at_any_moment_continues(tmp_path: Path, whole: dict[str, b
     assert status_of(run)["status"] == "running"
     assert checkpoint_rounds(run)
     killed_at = int(rows(metrics)[-1]["round"])
-    assert 24 <= killed_at < 40
+    assert 15 <= killed_at < 25
     assert done(*LONG) == run
     assert tables(run) == whole
     assert (run / "log.txt").read_text().count("continues after round") >= 1
