@@ -128,6 +128,7 @@ class Composer:
     def __init__(self, config_dir: Path | None = None) -> None:
         check_folder(config_dir)
         self.extra = config_dir.resolve() if config_dir else None
+        self._read: dict[str, Any] = {}
 
     def __enter__(self) -> Composer:
         from hydra import initialize_config_dir
@@ -136,6 +137,7 @@ class Composer:
         GlobalHydra.instance().clear()
         self._hydra = initialize_config_dir(str(conf_dir().resolve()), version_base="1.3", job_name="hybridfl")
         self._hydra.__enter__()
+        self._read.clear()  # what was read knows the loader of its time
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -245,8 +247,11 @@ class Composer:
         from hydra.core.global_hydra import GlobalHydra
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
-        loader = GlobalHydra.instance().config_loader()
-        return list(OverridesParser.create(config_loader=loader).parse_overrides(list(overrides)))
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        for text in overrides:  # the cells of a sweep share most of them, and one takes milliseconds
+            if text not in self._read:
+                (self._read[text],) = parser.parse_overrides([text])
+        return [self._read[text] for text in overrides]
 
     @contextmanager
     def _explained(self, overrides: Sequence[str], sweep: bool = False) -> Iterator[None]:

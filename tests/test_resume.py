@@ -22,6 +22,7 @@ from hybridfl.config import Composer, choices
 from hybridfl.executors import sequential
 from hybridfl.local import Outcome, Task, Workbench, run_task
 from hybridfl.plan import settings_of
+from hybridfl.runs import read_run
 from hybridfl.store import StoreError
 
 TINY = (*ANY, "executor=sequential")
@@ -101,6 +102,10 @@ def test_every_method_continues_where_it_was_interrupted(
         _, method = settings_of(composer.compose(line))
     line += (f"clients.delay={1.5 if method.asynchronous else 0}",)
     once = done(*line, "output_dir=once")
+    scores = rows(once / "metrics.csv")
+    assert scores[-1]["round"] == "3"
+    assert all(0 <= float(row["accuracy"]) <= 1 for row in scores)
+    assert read_run(once).config["method"]["name"] == name
     _, run = interrupted(monkeypatch, 2, *line)
     assert (status_of(run)["status"], status_of(run)["round"]) == ("interrupted", 2)
     assert checkpoint_rounds(run) == [2]
