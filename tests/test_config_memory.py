@@ -241,6 +241,12 @@ def test_plain_values_are_merged_as_omegaconf_does(contents: list[dict[Any, Any]
     assert json.dumps([below, [[*content.items()] for content in contents]]) == before
 
 
+@pytest.mark.parametrize("content", [{"f": {"x": 1}}, {"a": [1]}])
+def test_a_mapping_and_a_list_are_not_merged(content: dict[Any, Any]) -> None:
+    with pytest.raises(TypeError):
+        config_files._merged({"a": {"b": 1}, "f": [1, 2]}, [content])
+
+
 def test_wrong_values_are_found_without_hydra(composed: list[list[str]]) -> None:
     with Composer() as one:
         for key in ("seeed", "rounds.foo", "clients.nmber"):
