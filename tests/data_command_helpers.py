@@ -26,6 +26,13 @@ from hybridfl.data.idx import FILES, MNIST
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
 class Site(ThreadingHTTPServer):
     """A server of ``files``; ``fault`` is what it does wrong with one of them, ``asked`` the names asked for."""
 

@@ -22,13 +22,7 @@ from hybridfl.data.idx import FILES, MNIST
 
 site = data_command_helpers.site
 users = data_command_helpers.users
-
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+_alone = data_command_helpers._alone
 
 
 # -- a download that goes well ---------------------------------------------------------------------------------------

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import bz2
 import pickle
-import sys
 from pathlib import Path
 from typing import Any
 
+import data_command_helpers
 import numpy as np
 import pytest
 from data_command_helpers import CONTENTS, TINY
@@ -22,12 +22,7 @@ from hybridfl.data.idx import MNIST, FashionMNIST
 from hybridfl.data.usps import USPS
 from hybridfl.errors import ConfigError, DataError
 
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+_alone = data_command_helpers._alone
 
 
 def reader_of(name: str) -> Any:
