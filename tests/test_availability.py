@@ -30,7 +30,7 @@ def births(clients: Clients, rounds: int, seed: int = 0) -> list[tuple[int, Arri
     rounds=st.integers(1, 8),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_each_round_consumes_exactly_a_cohort(number: int, cohort: int, delay: float, rounds: int, seed: int) -> None:
     cohort = min(cohort, number)
     seen = births(Clients(number=number, per_round=cohort, delay=delay), rounds, seed)
@@ -207,7 +207,7 @@ def test_a_mapping_comes_from_the_command_line_as_it_is() -> None:
 
 
 @given(number=st.integers(1, 30), groups=st.integers(1, 6), length=st.integers(1, 3), held_out=st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_block_is_available_in_its_turn(number: int, groups: int, length: int, held_out: int) -> None:
     held_out = min(held_out, number - 1)
     training = number - held_out

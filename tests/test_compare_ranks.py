@@ -73,7 +73,7 @@ scores = st.integers(2, 5).flatmap(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(scores)
 def test_friedman_is_an_analysis_of_variance_of_the_ranks(values: list[list[int]]) -> None:
     """χ² as in scipy, and F of a two-way analysis of variance written out in numpy."""

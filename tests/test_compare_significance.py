@@ -86,7 +86,7 @@ def test_confidences_by_hand() -> None:
     assert confidences([0.01, 0.02], "holm") == pytest.approx([0.975, 0.95])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(samples, st.sampled_from(["none", "holm", "bh"]), st.sampled_from(["t", "bootstrap"]))
 def test_an_interval_leaves_out_zero_where_its_p_value_is_small(
     given_samples: list[list[float]], correct: str, interval: str

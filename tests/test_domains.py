@@ -51,7 +51,7 @@ def held(partition: Partition, labels: Labels) -> list[list[int]]:
     numbers=st.sampled_from(["equal", "proportional"]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_every_client_has_one_domain_and_nothing_is_lost(
     sizes: list[int], clients: int, numbers: Any, seed: int
 ) -> None:

@@ -43,7 +43,7 @@ def draw(partitioning: Any, server_data: ServerData, clients: int = 3, seed: int
 
 
 @given(examples=st.integers(1, 60), clients=st.integers(1, 10), seed=seeds, as_split=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_file_gives_back_what_was_put_in(examples, clients, seed, as_split) -> None:
     clients = min(clients, examples)
     shares = [

@@ -53,7 +53,7 @@ def by_distribution(sigma: float, median: float, clients: int) -> list[float]:
 
 
 @given(sigma=st.floats(0.1, 2.0), median=st.floats(0.05, 2.0), clients=st.integers(1, 60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_log_normal_budget(sigma: float, median: float, clients: int) -> None:
     widths = list(ladder(f"ln{sigma:.3f}_{median:.3f}", clients))
     expected = by_distribution(round(sigma, 3), round(median, 3), clients)
