@@ -133,15 +133,9 @@ def _over(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any] | None
             found[key] = inner
         elif isinstance(there, dict | list) and isinstance(value, dict | list) and type(there) is not type(value):
             return None  # which it refuses
-        elif isinstance(value, dict) and _has_missing(value):
-            return None
         else:
             found[key] = value
     return found
-
-
-def _has_missing(node: dict[Any, Any]) -> bool:
-    return any(value == "???" or (isinstance(value, dict) and _has_missing(value)) for value in node.values())
 
 
 def _parts(group: str, name: str, find: Find, parents: tuple[tuple[str, str], ...] = ()) -> _Preset | None:

@@ -75,8 +75,11 @@ FEWER = {
 }
 """How to read less of a data set that has no limit."""
 PRESETS = {
-    "split_mix_digits": (["mnist_m"], [*FEW_DIGITS, "model.channels=[4,8]", "model.hidden=16"]),
-    "lorm_cifar100": (["weights", "cifar100/cifar-100-python"], ["classes=0-9", "tasks.number=2"]),
+    "split_mix_digits": (["mnist_m"], [*FEW_DIGITS, "model.channels=[4,8]", "model.hidden=16", "evaluation.limit=50"]),
+    "lorm_cifar100": (
+        ["weights", "cifar100/cifar-100-python"],
+        ["classes=0-9", "tasks.number=2", "evaluation.limit=50"],
+    ),
 }
 """Presets whose data cannot be swapped for others: the folder that must be there, and how to read less."""
 DEFAULTS_READ = {

@@ -52,7 +52,6 @@ def test_work_of_a_process_that_ended_is_done_again(
     executor: Workers, kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run(executor, tasks())
-    before = pids(executor)
     found = run(executor, harm(kind, once=True))
     assert Path("flag").exists()
     assert helpers.identical(facts(found), facts(run(Sequential(), harm(""))))
@@ -62,9 +61,6 @@ def test_work_of_a_process_that_ended_is_done_again(
         assert line in told
     assert "Traceback" not in told
     assert agree(executor, tasks)
-    if kind == "template":  # with which all end that come from it
-        assert not pids(executor) & before
-        assert not any(map(alive, before))
 
 
 def test_a_task_that_ends_two_processes_is_given_up(executor: Workers, capfd: pytest.CaptureFixture[str]) -> None:
@@ -108,15 +104,16 @@ def test_a_worker_that_ended_between_two_rounds_is_replaced(executor: Workers) -
 
 
 def test_the_process_that_workers_come_from_is_started_again(executor: Workers) -> None:
-    """With no worker under way; that a task ends it is among those above."""
-    run(executor, tasks())
-    before = pids(executor)
-    executor.close()
-    pools.template().process.kill()
-    pools.template().process.wait()
-    assert agree(executor, tasks)
-    assert not pids(executor) & before
-    assert not any(map(alive, before))
+    for close in (True, False):
+        run(executor, tasks())
+        before = pids(executor)
+        if close:
+            executor.close()
+        pools.template().process.kill()
+        pools.template().process.wait()
+        assert agree(executor, tasks)
+        assert not pids(executor) & before
+        assert not any(map(alive, before))
 
 
 def test_ctrl_c_while_a_worker_is_started(executor: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
