@@ -1,14 +1,14 @@
 # `make` lists the targets. Variables for the command line:
 #   PYTHON=python3.12   the interpreter that .venv is made from (>= 3.11); `make clean` first to change it later
 #   TORCH_INDEX=URL     a further package index, to choose a CPU or CUDA build of torch
-#   WORKERS=2           processes that run the tests
+#   WORKERS=3           processes that run the tests; more than cores, as they wait for files and for each other
 #   SCALE=cpu           of the studies: smoke (seconds), cpu (hours) or gpu
 #   JOBS=1              worker processes of the studies
 #   DIST=dist           where `make wheel` writes
 
 PYTHON ?= python3
 TORCH_INDEX ?=
-WORKERS ?= 2
+WORKERS ?= 3
 SCALE ?= cpu
 JOBS ?= 1
 DIST ?= dist
@@ -64,8 +64,8 @@ theory-feddle: $(RUN) ## Look for the theory of Feddle in its runs on the digits
 	$(BIN)/python scripts/feddle_theory.py
 
 .PHONY: test
-test: $(DEV) ## Run all tests, WORKERS=2 processes at a time
-	$(BIN)/python -m pytest -n $(WORKERS)
+test: $(DEV) ## Run all tests, WORKERS=3 processes at a time
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: check
 check: $(DEV) ## Check format, lint and types
