@@ -6,7 +6,7 @@ travel in ``frozen``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -18,6 +18,8 @@ from hybridfl.params import Layout, Params
 
 Constraint = Literal["affine", "free", "nonneg", "simplex", "box"]
 Segment = tuple[int, int, int]
+PIECE = 2**17
+"""Numbers that stay in a core's cache while all anchors are added to them, or multiplied with them."""
 COORDINATES = ("c", "axis", "residual")
 """Entries of θ that say where a merged model lies; all others are parameters of the net."""
 
@@ -92,11 +94,12 @@ class _Span(torch.autograd.Function):
         ctx.save_for_backward(*anchors)
         ctx.set_materialize_grads(False)
         merged = origin.clone() if residual is None else origin + residual
-        for start, end, block in segments:
+        # 0-d tensors, not Python numbers: no synchronisation on a GPU.
+        factors = [column.unbind() for column in c.unbind(1)]
+        for start, end, block in _pieces(segments, merged):
             piece = merged[start:end]
-            for k, anchor in enumerate(anchors):
-                # A 0-d tensor factor, not a Python number: no synchronisation on a GPU.
-                piece.addcmul_(anchor[start:end].to(piece.dtype), c[k, block])
+            for factor, anchor in zip(factors[block], anchors, strict=True):
+                piece.addcmul_(anchor[start:end].to(piece.dtype), factor)
         ctx.segments, ctx.layout, ctx.shape, ctx.shifted = segments, layout, c.shape, residual is not None
         ctx.buffer = merged
         return tuple(layout.unflatten(merged).values())
@@ -108,11 +111,19 @@ class _Span(torch.autograd.Function):
         for place, grad in zip(ctx.layout.unflatten(g).values(), grads, strict=True):
             place.zero_() if grad is None else place.copy_(grad)
         gradient = g.new_zeros(ctx.shape)
-        for start, end, block in ctx.segments:
+        for start, end, block in _pieces(ctx.segments, g):
             piece = g[start:end]
             products = [torch.dot(anchor[start:end].to(piece.dtype), piece) for anchor in anchors]
             gradient[:, block] += torch.stack(products)
         return gradient, None, g if ctx.shifted else None, None, None, *(None for _ in anchors)
+
+
+def _pieces(segments: Sequence[Segment], vector: Tensor) -> Iterator[Segment]:
+    """On a CPU the segments cut up, so that the vector is read from memory once and not once for each anchor."""
+    for start, end, block in segments:
+        size = PIECE if vector.device.type == "cpu" else max(1, end - start)
+        for begin in range(start, end, size):
+            yield begin, min(begin + size, end), block
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hybridfl import parametrization
 from hybridfl.merging.atlas import segments
 from hybridfl.parametrization import AtlasSpan, full, project
 from hybridfl.params import Layout, flatten
@@ -174,6 +175,21 @@ def test_k_inner_products_are_the_gradient_of_the_loss(columns, scale_columns, c
     assert ours.shape == (K, columns)
     assert theirs.abs().max() > 1e-3
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_in_pieces_the_weights_are_the_same_and_the_gradient_up_to_rounding(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for size in (2**17, 4):
+        monkeypatch.setattr(parametrization, "PIECE", size)
+        map_, frozen, c = span(columns, columns)
+        params = map_({"c": c}, frozen)
+        found.append((flatten(params), torch.autograd.grad(loss_of(params), c)[0]))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1].abs().max() > 1e-3
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-12, atol=1e-14)
 
 
 def test_the_span_leaves_the_origin_and_the_anchors_as_they_were() -> None:
