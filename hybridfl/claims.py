@@ -56,7 +56,7 @@ class Claim:
         target: the accuracy of ``rounds_to_target`` and ``bytes_to_target``. A run that never reaches it counts with its last
             evaluation, and then its own side cannot win by it.
         than_scope: of ``than``, if another.
-        than_where: settings of ``than`` beside or instead of those of ``where``.
+        than_where: settings of ``than`` beside or instead of those of ``where``; pairs may differ in them.
     """
 
     id: str
@@ -121,7 +121,7 @@ class Claim:
         at = self.at
         if at == "auto":
             at = "last" if len(run.tasks) > 1 or self.metric in COSTS else "mean10"
-        seen = observe(run, Options(metric=self.metric, scope=scope, at=at))
+        seen = observe(run, Options(metric=self.metric, scope=scope, at=at), apart=self.than_where)
         if self.metric == "bytes":
             return replace(seen, value=seen.bytes), False
         if self.metric not in TO_TARGET or self.target is None:

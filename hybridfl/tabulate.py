@@ -6,7 +6,7 @@ Nothing is averaged but seeds. Which keys make rows is decided in ``keys.py``, t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -294,15 +294,19 @@ def in_last_task(run: Run, curve: Curve, metric: str) -> dict[int, float]:
     return {round: value for round, value in columns if run.tasks.at(round - 1) == last}
 
 
-def observe(run: Run, options: Options) -> Observation:
-    """What the statistics need to know of a run."""
+def observe(run: Run, options: Options, apart: Iterable[str] = ()) -> Observation:
+    """What the statistics need to know of a run.
+
+    Args:
+        apart: keys and groups in which two runs may differ and still be a pair, as they are what is compared.
+    """
     curve = run.curves.get(options.scope)
     split, seed = run.status.get("split"), token(run.value("seed"))
     points = zip(curve.rounds, curve.column("accuracy"), curve.bytes, strict=True) if curve else ()
     counting = in_last_task(run, curve, "accuracy") if curve else {}
     return Observation(
         seed=seed,
-        pair=None if split is None else (seed, split, _setup(run)),
+        pair=None if split is None else (seed, split, _setup(run, frozenset(apart))),
         value=read_at(run, options.scope, options.metric, options.at),
         accuracy=read_at(run, options.scope, "accuracy", options.at),
         curve=[point for point in points if point[0] in counting],
@@ -310,9 +314,13 @@ def observe(run: Run, options: Options) -> Observation:
     )
 
 
-def _setup(run: Run) -> tuple[tuple[str, str], ...]:
+def _setup(run: Run, apart: Collection[str]) -> tuple[tuple[str, str], ...]:
     """What two runs must share, beside seed and split, to differ by their methods alone."""
-    return tuple((key, token(value)) for key, value in sorted(run.flat.items()) if key.partition(".")[0] in SETUP)
+    return tuple(
+        (key, token(value))
+        for key, value in sorted(run.flat.items())
+        if (group := key.partition(".")[0]) in SETUP and not {key, group} & {*apart}
+    )
 
 
 def pick_references(rows: Sequence[Row], keys: Sequence[str], name: str | None) -> str:

@@ -147,6 +147,21 @@ def test_a_pair_with_another_split_is_not_left_out_in_silence(shelf: Shelf) -> N
     )
 
 
+def test_pairs_may_differ_in_what_the_claim_compares(shelf: Shelf) -> None:
+    late, punctual = shelf.pair([0.7, 0.8], [0.8, 0.9])
+    for runs, delay in ((late, 4), (punctual, 0)):
+        for run in runs:
+            run.config["clients"] = {"delay": delay, "number": 5}
+    assert (
+        evidence(claim(), {}, late, punctual).lacks == "2 of 2 shared seeds have other data, splits, starts or clients"
+    )
+    for key in ("clients.delay", "clients"):
+        seen = evidence(claim(than_where={key: "0"}), {}, late, punctual)
+        assert list(seen.gains.values()) == pytest.approx([-0.1, -0.1])
+    punctual[0].config["clients"]["number"] = 6
+    assert not evidence(claim(than_where={"clients.delay": "0"}), {}, late, punctual).decidable
+
+
 @pytest.mark.parametrize("place", [0, 1])
 def test_an_undefined_number_is_not_left_out_in_silence(shelf: Shelf, place: int) -> None:
     sides = [[0.9, 0.9, 0.9], [0.1, 0.1, 0.1]]
