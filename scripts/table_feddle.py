@@ -32,17 +32,24 @@ def line_of(name: str, chosen: argparse.Namespace) -> list[str]:
 
 
 def announce(chosen: argparse.Namespace) -> None:
-    """What there is to be done, and how long all of it took where it was measured."""
-    total = 0.0
+    """What there is to be done and how long it takes, by what was measured; where nothing was, by the others' runs."""
+    jobs, measured = {}, {}
     with Composer() as composer:
         for name in chosen.presets:
-            jobs = composer.expand(line_of(name, chosen))
+            jobs[name] = len(composer.expand(line_of(name, chosen)))
             sweep = sweep_at(composer.compose([f"experiment={name}", f"scale={chosen.scale}"]).config)
-            minutes = sweep.core_minutes if sweep else None
-            total += minutes or 0
-            print(f"{name}: {len(jobs)} jobs" + (f", {minutes:g} core-minutes" if minutes else ""), file=sys.stderr)
-    if total:
-        print(f"all of it: {total / 60:.1f} core-hours, less what is finished", file=sys.stderr)
+            if sweep and sweep.core_minutes:
+                measured[name] = sweep.core_minutes
+    each = sum(measured.values()) / sum(jobs[name] for name in measured) if measured else 0.0
+    for name, number in jobs.items():
+        told = f", {measured[name]:g} core-minutes" if name in measured else ""
+        print(
+            f"{name}: {number} jobs" + (told or (f", about {each * number:.0f} core-minutes" if each else "")),
+            file=sys.stderr,
+        )
+    if each:
+        total = sum(measured.get(name, each * number) for name, number in jobs.items())
+        print(f"all of it: {total / 60:.1f} core-hours, less what is finished or shared", file=sys.stderr)
 
 
 def study() -> int:
