@@ -86,8 +86,8 @@ def test_the_best_setting_is_chosen_by_validation_and_equal_ones_by_their_loss()
         planned,
     )
     assert sheet(grid).body == [
-        ["none", "search.lr=0.1 50.0, search.lr=0.2 50.0", "search.lr=0.2"],
-        ["fedavg", "client_optimizer.lr=1, mu=2 30.0", "client_optimizer.lr=1, mu=2"],
+        ["none", "1", "search.lr=0.1 50.0, search.lr=0.2 50.0", "search.lr=0.2"],
+        ["fedavg", "1", "client_optimizer.lr=1, mu=2 30.0", "client_optimizer.lr=1, mu=2"],
     ]
     assert block(grid, "feddle").splitlines() == [
         "tuned:",

@@ -17,6 +17,7 @@ class Trial:
     """One setting of a method: validation accuracy and loss, means over seeds of the last ten evaluations."""
 
     setting: str
+    seeds: int
     accuracy: float
     loss: float
 
@@ -30,7 +31,7 @@ def trials(grid: Grid) -> Iterator[tuple[str, list[Trial]]]:
     """The finished trials of every cell, in the order in which they were tried."""
     for row in grid.rows:
         found = [
-            Trial(column, _mean(runs, "accuracy"), _mean(runs, "loss"))
+            Trial(column, len(runs), _mean(runs, "accuracy"), _mean(runs, "loss"))
             for at, column in grid.planned
             if at == row and (runs := grid.cells.get((row, column)))
         ]
@@ -48,8 +49,8 @@ def sheet(grid: Grid) -> Sheet:
     for row, found in trials(grid):
         best = max(found, key=lambda trial: trial.merit)
         told = ", ".join(f"{trial.setting} {100 * trial.accuracy:.1f}" for trial in found)
-        body.append([row, told, best.setting])
-    return Sheet(["method", "validation accuracy, %", "chosen"], body, set(), [], 3)
+        body.append([row, str(min(trial.seeds for trial in found)), told, best.setting])
+    return Sheet(["method", "seeds", "validation accuracy, %", "chosen"], body, set(), [], 4)
 
 
 def block(grid: Grid, merging: str) -> str:
