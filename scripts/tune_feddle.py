@@ -1,6 +1,6 @@
 """Tune Feddle and its rivals alike: six settings each, by the accuracy on a part of the server's own examples.
 
-    python scripts/tune_feddle.py                 the preset feddle_tuning, some ninety core-minutes
+    python scripts/tune_feddle.py                 the preset feddle_tuning, some three core-hours
     python scripts/tune_feddle.py --scale smoke   to see that it works
 
 Prints what was tried, and what was chosen as the `tuned` of conf/experiment/feddle_study.yaml. No test example has a say.
