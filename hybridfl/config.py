@@ -163,21 +163,19 @@ class Composer:
         return sorted({*choices("merging", self.extra), *choices("baseline", self.extra)} - {"none"})
 
     def _composed(self, overrides: Sequence[str]) -> Composed:
-        from omegaconf import OmegaConf
+        from hybridfl.config_memory import resolved
 
         overrides = [_without_tilde(override) for override in overrides]
         with self._explained(overrides):
             composed = self._composition(overrides)
-            for nested in composed.choices:
-                place = nested.partition("@")[2]
-                if isinstance(value := OmegaConf.select(composed.config, place) if place else None, str):
-                    raise ConfigError(place, f"got '{value}', and it is a config group; write {nested}={value}.")
-            config = OmegaConf.to_container(composed.config, resolve=True, throw_on_missing=True)
-        assert isinstance(config, dict)
-        typed: dict[str, Any] = {str(key): value for key, value in config.items()}
-        key = "baseline" if "_target_" in (typed.get("baseline") or {}) else "merging"
-        has_sweep = composed.has_sweep or bool(typed.get("sweeps"))
-        return Composed(typed, key, composed.choices.get(key, "None"), tuple(overrides), has_sweep)
+            config = resolved(composed.config)
+        for nested in composed.choices:
+            place = nested.partition("@")[2]
+            if isinstance(value := _at(config, place) if place else None, str):
+                raise ConfigError(place, f"got '{value}', and it is a config group; write {nested}={value}.")
+        key = "baseline" if "_target_" in (config.get("baseline") or {}) else "merging"
+        has_sweep = composed.has_sweep or bool(config.get("sweeps"))
+        return Composed(config, key, composed.choices.get(key, "None"), tuple(overrides), has_sweep)
 
     def expand(self, overrides: Sequence[str]) -> list[list[str]]:
         """The jobs of a sweep, each once, in the order of a preset's cells and of what was typed.
@@ -222,8 +220,6 @@ class Composer:
 
     def _preset_sweeps(self, overrides: Sequence[str], typed: Collection[str]) -> dict[str, list[str]]:
         """Overrides that a preset's sweep brings, by its cells; of a preset without cells, or none, under an empty name."""
-        from omegaconf import OmegaConf
-
         from hybridfl.config_memory import whole
         from hybridfl.preset_sweeps import ONLY, sweep_at
 
@@ -232,9 +228,7 @@ class Composer:
         if composed.has_sweep:
             product = whole([*overrides, *self._search_path()]).hydra.sweeper.params
         lines = [f"{key}={value}" for key, value in product.items() if key not in typed]
-        config = OmegaConf.to_container(OmegaConf.masked_copy(composed.config, ["scale", "sweeps"]))
-        assert isinstance(config, dict)
-        sweep = sweep_at({str(key): value for key, value in config.items()})
+        sweep = sweep_at(composed.config)
         return {name: [*lines, *own] for name, own in (sweep.lines(typed) if sweep else {ONLY: []}).items()}
 
     def _search_path(self) -> list[str]:
@@ -316,13 +310,11 @@ class Composer:
 
     def _keys(self, overrides: Sequence[str]) -> list[str]:
         """All keys of the config with these choices; none if a choice is at fault."""
-        from omegaconf import OmegaConf
-
         try:
             config = self._composition(_choices_only(overrides)).config
         except Exception:
             return []
-        return list(_leaves(OmegaConf.to_container(config)))
+        return list(_leaves(config))
 
     def _wrong_override(self, override: Any, keys: Sequence[str]) -> ConfigError | None:
         key = str(override.key_or_group)
@@ -382,6 +374,13 @@ def nearest_key(key: str, keys: Sequence[str]) -> str:
     top = [*GROUPS, *(k.partition(".")[0] for k in keys)]
     same = next((k for k in keys if k.rpartition(".")[2] == last), None)
     return nearest(same or key, [*top, *keys], top)
+
+
+def _at(config: Any, place: str) -> Any:
+    """What is at a dotted key; None if nothing is."""
+    for name in place.split("."):
+        config = config.get(name) if isinstance(config, dict) else None
+    return config
 
 
 def _without_tilde(override: str) -> str:

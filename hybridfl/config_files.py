@@ -12,9 +12,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf._utils import get_yaml_loader
+from yaml.constructor import SafeConstructor
+from yaml.resolver import Resolver
 
 Stamps = tuple[tuple[str, int, int, int], ...]
 """Path, time of the last change, size and inode of files and folders."""
@@ -42,10 +46,10 @@ class PlainConfig:
 
 @dataclass
 class _Preset:
-    """Files whose package is the whole config.
+    """Files that are put on top of each other, at their common place.
 
     Attributes:
-        choices: files of other groups; what a preset says itself goes before what those say that it starts from.
+        choices: files of other groups, or of any at a place (``group@place``); what a preset says itself goes before what those say that it starts from.
         contents: those that it starts from first.
     """
 
@@ -92,10 +96,10 @@ def plain_config(chosen: Mapping[str, str], roots: Sequence[Path], stamps: Stamp
             return None
         ((group, default),) = entry.items()
         name = str(chosen.get(group, default))
-        parts = _parts(group, name, find)
+        parts = _parts(group, name, find, chosen, group)
         if parts is None or group in own or group in choices:
             return None
-        choices |= {group: name} | {f"{other}@{group}": there for other, there in parts.choices.items()}
+        choices |= {group: name, **parts.choices}
         whole[group] = _merged({}, parts.contents) if len(parts.contents) > 1 else parts.contents[0]
     if set(chosen) - set(choices) or not set(own) <= set(whole):
         return None
@@ -138,10 +142,19 @@ def _over(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any] | None
     return found
 
 
-def _parts(group: str, name: str, find: Find, parents: tuple[tuple[str, str], ...] = ()) -> _Preset | None:
-    """What a file of a group says, and those that it starts from; None if it has other defaults.
+def _parts(
+    group: str,
+    name: str,
+    find: Find,
+    chosen: Mapping[str, str],
+    place: str,
+    parents: tuple[tuple[str, str], ...] = (),
+) -> _Preset | None:
+    """What a file of a group says, and those that it starts from or has at a place within; None if it has other defaults.
 
-    Its choices are those of files that it takes from other groups.
+    Args:
+        chosen: other names, by ``group@place``.
+        place: the dotted key where its content goes.
     """
     loaded = _content(*find(group, name))
     if loaded is None or (group, name) in parents:
@@ -149,16 +162,28 @@ def _parts(group: str, name: str, find: Find, parents: tuple[tuple[str, str], ..
     parts = _Preset()
     for entry in _before_self(loaded.get("defaults", [])):
         other, base = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else ("", entry)
-        told = re.fullmatch(r"/(\w+)@_here_", other)
-        if not (isinstance(base, str) and NAME.fullmatch(base) and (told or not other)):
+        told = re.fullmatch(r"/(\w+)@([\w.]+)", other)
+        if not isinstance(base, str) or not (told or not other):
             return None
-        found = _parts(told[1] if told else group, base, find, (*parents, (group, name)))
-        if found is None:
+        inner = [] if told is None or told[2] == "_here_" else told[2].split(".")
+        there = ".".join([place, *inner])
+        key = f"{told[1]}@{there}" if told else ""
+        base = chosen.get(key, base)
+        if not NAME.fullmatch(base) or key in parts.choices:
             return None
-        parts.contents += found.contents
-        parts.choices |= found.choices | ({told[1]: base} if told else {})
+        found = _parts(told[1] if told else group, base, find, chosen, there, (*parents, (group, name)))
+        if found is None or parts.choices.keys() & found.choices.keys():
+            return None
+        parts.contents += [_nested(content, inner) for content in found.contents]
+        parts.choices |= ({key: base} if told else {}) | found.choices
     parts.contents.append({key: value for key, value in loaded.items() if key != "defaults"})
     return parts
+
+
+def _nested(content: dict[Any, Any], path: Sequence[str]) -> dict[Any, Any]:
+    for step in reversed(path):
+        content = {step: content}
+    return content
 
 
 def _before_self(entries: Sequence[Any]) -> Sequence[Any]:
@@ -206,5 +231,23 @@ def _content(path: str, *stamp: int, package: str = "") -> dict[Any, Any] | None
         return None
     if len(re.findall(r"^\s*#\s*@", text, re.MULTILINE)) != bool(package):
         return None
-    content = OmegaConf.to_container(OmegaConf.load(path))
-    return content if isinstance(content, dict) else None
+    with open(path, encoding="utf-8") as file:  # whose name errors tell
+        content = yaml.load(file, _loader())
+    return {} if content is None else content if isinstance(content, dict) else None
+
+
+@functools.cache
+def _loader() -> type[Any]:
+    """OmegaConf's rules for YAML, by libyaml where it is there, which takes a tenth of the time."""
+    rules: type[Any] = get_yaml_loader()
+    if not yaml.__with_libyaml__:
+        return rules
+    from yaml.cyaml import CParser  # type: ignore[attr-defined]
+
+    class Loader(CParser, rules):  # type: ignore[misc]
+        def __init__(self, stream: IO[str]) -> None:
+            CParser.__init__(self, stream)
+            SafeConstructor.__init__(self)
+            Resolver.__init__(self)
+
+    return Loader

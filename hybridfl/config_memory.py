@@ -1,8 +1,8 @@
 """What Hydra composes from the same files and choices is remembered: composing anew takes a tenth of a second or more.
 
-Choices of files are Hydra's work, unless the files are plain. Plain values are then put into a copy of what it composed, by
-the operations of OmegaConf that Hydra uses itself. Every line with more in it than choices and plain values is left to Hydra
-altogether.
+Choices of files are Hydra's work, unless the files are plain. Plain values are then put into a copy of what was composed; those
+that do more than replace a value, by the operations of OmegaConf that Hydra uses itself. Every line with more in it than choices
+and plain values is left to Hydra altogether.
 """
 
 from __future__ import annotations
@@ -10,18 +10,22 @@ from __future__ import annotations
 import functools
 import os
 import pickle
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from hybridfl.config_files import Stamps, plain_config
 
+ENVIRONMENT = re.compile(r"\$\{oc\.env:(\w+)(,[^${}]*)?\}")
+"""A text that only stands for what a variable of the environment says."""
 MOST_FILES = 5000
 """Of folders with more in them nothing is remembered: looking for changes would take too long."""
 
@@ -31,12 +35,12 @@ class Composition:
     """What Hydra composed.
 
     Attributes:
-        config: without Hydra's own node, interpolations unresolved.
+        config: plain containers, without Hydra's own node, interpolations unresolved.
         choices: the chosen file of every config group.
         has_sweep: whether a preset brings parameters of a sweep.
     """
 
-    config: DictConfig
+    config: dict[str, Any]
     choices: dict[str, str]
     has_sweep: bool
 
@@ -58,10 +62,12 @@ def composition(overrides: Sequence[str], roots: Sequence[Path], fixed: Sequence
         return by_hydra([*overrides, *fixed])
     choices, values = told
     lines = tuple(str(choice.input_line) for choice in choices)
-    found: Composition = pickle.loads(_remembered(lines, tuple(fixed), tuple(roots), stamps))
-    for value in values:
-        _put(found.config, value)
-    return found
+    remembered = _remembered(lines, tuple(fixed), tuple(roots), stamps)
+    found: Composition = pickle.loads(remembered)
+    if all(_replaced(found.config, value) for value in values):
+        return found
+    found = pickle.loads(remembered)
+    return Composition(_updated(found.config, values), found.choices, found.has_sweep)
 
 
 def by_hydra(overrides: Sequence[str]) -> Composition:
@@ -69,14 +75,59 @@ def by_hydra(overrides: Sequence[str]) -> Composition:
     config = whole(overrides)
     choices = {str(group): str(name) for group, name in config.hydra.runtime.choices.items()}
     has_sweep = bool(config.hydra.sweeper.get("params"))
-    with open_dict(config):
-        del config["hydra"]
-    return Composition(config, choices, has_sweep)
+    plain = OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
+    assert isinstance(plain, dict)
+    return Composition({str(key): value for key, value in plain.items()}, choices, has_sweep)
 
 
 def whole(overrides: Sequence[str]) -> DictConfig:
     """What Hydra composes, with its own node."""
     return compose("config", overrides=list(overrides), return_hydra_config=True)
+
+
+def resolved(config: dict[str, Any]) -> dict[str, Any]:
+    """With the values that interpolations stand for.
+
+    Raises:
+        OmegaConfBaseException: one stands for nothing, or a mandatory value is missing.
+    """
+    texts = [text for text in _texts(config) if "${" in text or text == "???"]
+    names = {
+        text: told[1] for text in texts if (told := ENVIRONMENT.fullmatch(text)) and (told[2] or told[1] in os.environ)
+    }
+    if len(names) < len(set(texts)):
+        whole = OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
+        assert isinstance(whole, dict)
+        return {str(key): value for key, value in whole.items()}
+    if not texts:
+        return config
+    # One at a time: OmegaConf takes a hundredth of a second and more for the whole.
+    known = {text: _from_environment(text, os.environ.get(name)) for text, name in names.items()}
+    found = _put_in(config, known)
+    assert isinstance(found, dict)
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _from_environment(text: str, value: str | None) -> Any:
+    """What an interpolation stands for where the variable that it names has this value."""
+    return OmegaConf.create({"found": text})["found"]
+
+
+def _texts(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict | list):
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from _texts(value)
+
+
+def _put_in(node: Any, known: dict[str, Any]) -> Any:
+    if isinstance(node, dict):
+        return {key: _put_in(value, known) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_put_in(value, known) for value in node]
+    return known.get(node, node) if isinstance(node, str) else node
 
 
 @functools.lru_cache(maxsize=1024)
@@ -90,15 +141,12 @@ def _by_files(choices: Sequence[str], roots: Sequence[Path], stamps: Stamps) -> 
     for text in choices:
         override = _parsed(text)
         value = override.value()
-        if override.is_add() or override.is_force_add() or override.package is not None or not isinstance(value, str):
+        if override.is_add() or override.is_force_add() or not isinstance(value, str):
             return None
-        chosen[override.key_or_group] = value
+        group, place = override.key_or_group, override.package
+        chosen[group if place is None else f"{group}@{place}"] = value
     found = plain_config(chosen, roots, stamps)
-    if found is None:
-        return None
-    config = OmegaConf.create(found.config)
-    OmegaConf.set_struct(config, True)
-    return Composition(config, found.choices, found.has_sweep)
+    return None if found is None else Composition(found.config, found.choices, found.has_sweep)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -118,12 +166,37 @@ def _split(overrides: Sequence[str], roots: Sequence[Path]) -> tuple[list[Overri
         key = override.key_or_group
         if override.is_delete() or override.is_sweep_override() or key.split("/")[0].split(".")[0] == "hydra":
             return None
-        is_group = any((root / key).is_dir() for root in roots)
+        is_group = any(os.path.isdir(f"{root}/{key}") for root in roots)
         if override.package is not None or (is_group and not isinstance(override.value(), dict)):
             choices.append(override)
         else:
             values.append(override)
     return choices, values
+
+
+def _replaced(config: dict[str, Any], override: Override) -> bool:
+    """Whether the override only replaces a value by another one, which is done."""
+    *path, last = override.key_or_group.split(".")
+    node: Any = config
+    for name in path:
+        node = node.get(name) if isinstance(node, dict) else None
+    value = override.value()
+    if not isinstance(node, dict) or last not in node or isinstance(value, dict) or override.is_add():
+        return False
+    if isinstance(node[last], dict) or "${" in f"{node[last]}{value}":
+        return False
+    node[last] = value
+    return True
+
+
+def _updated(config: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
+    whole = OmegaConf.create(config)
+    OmegaConf.set_struct(whole, True)
+    for override in overrides:
+        _put(whole, override)
+    plain = OmegaConf.to_container(whole)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def _put(config: DictConfig, override: Override) -> None:

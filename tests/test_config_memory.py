@@ -65,6 +65,10 @@ LINES = [
     "dataset=domains +dataset@dataset.sets.more=digits dataset.sets.more.limit=50",
     "server_data=dataset dataset@server_data.dataset=synthetic server_data.dataset.seed=1",
     "partitioning=domains partitioning@partitioning.within=shards",
+    "baseline=half_average baseline@baseline.base=fedprox baseline.base.mu=2 executor=ranks executor@executor.inner=vectorized",
+    "dataset=digits_five dataset@dataset.sets.street=synthetic dataset.sets.usps.limit=3 merging=optimal_averaging",
+    "merging@baseline=optimal_averaging baseline=half_average",
+    "dataset=domains dataset.sets=[1]",
     "experiment=feddle_digits partitioning=iid clients.number=4 merging.search.steps=3",
     "+client_optimizer.lr_factors={head.*:0.1} ++seed=4 ++model.more={a:[1,2]} +model.more.deep=1 model.more.deep=2",
     "~tasks ~model ~clients.delay",
@@ -126,11 +130,12 @@ def composed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def test_values_are_no_work_for_hydra_and_choices_are_once(composed: list[list[str]]) -> None:
+    further = ["dataset=domains", "+dataset@dataset.sets.more=digits"]
     for number in range(3):
         with Composer() as one:
-            assert one.compose([f"seed={number}", "executor=ranks", "+model.more=1"]).config["seed"] == number
-            assert "more" not in one.compose(["executor=ranks"]).config["model"]
-    assert composed == [["executor=ranks"]]
+            assert one.compose([f"seed={number}", *further, "+model.more=1"]).config["seed"] == number
+            assert "more" not in one.compose(further).config["model"]
+    assert composed == [further]
 
 
 def test_choices_of_plain_files_are_no_work_for_hydra(composed: list[list[str]]) -> None:
