@@ -36,11 +36,13 @@ class PresetSweep:
     Attributes:
         each: overrides of every cell, key → value, or a list of values that are swept over.
         cells: further ones by the cell's name; those of a cell replace those of ``each``.
+        pretrained: files in the output folder that cells start from, and what is typed after ``hybridfl pretrain`` for each.
         core_minutes: what all of it took, measured, on one core of a named machine.
     """
 
     each: dict[str, Any] = field(default_factory=dict)
     cells: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pretrained: dict[str, str] = field(default_factory=dict)
     core_minutes: PositiveFloat | None = None
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ import sys
 from results.arguments import study_parser
 from results.page import section, sweep
 
+from hybridfl.cli import main
 from hybridfl.config import Composer, choices
 from hybridfl.preset_sweeps import sweep_at
 from hybridfl.store import write_text_atomic
@@ -52,6 +53,18 @@ def announce(chosen: argparse.Namespace) -> None:
         print(f"all of it: {total / 60:.1f} core-hours, less what is finished or shared", file=sys.stderr)
 
 
+def pretrain(name: str, chosen: argparse.Namespace) -> None:
+    """The files that cells of the preset start from."""
+    with Composer() as composer:
+        found = sweep_at(composer.compose([f"experiment={name}", f"scale={chosen.scale}"]).config)
+    for file, line in (found.pretrained if found else {}).items():
+        out = chosen.output_dir / file
+        out.parent.mkdir(parents=True, exist_ok=True)
+        status = main(["pretrain", *line.split(), f"output_dir='{chosen.output_dir}'", "-o", str(out)])
+        if status:
+            sys.exit(status)
+
+
 def study() -> int:
     parser = study_parser(__doc__)
     parser.add_argument("--presets", nargs="+", default=PRESETS, choices=PRESETS, metavar="PRESET")
@@ -63,6 +76,7 @@ def study() -> int:
     for name in chosen.presets:
         line = line_of(name, chosen)
         if not chosen.no_runs:
+            pretrain(name, chosen)
             sweep(line, chosen.output_dir, chosen.jobs)
         text, complete = section(name, line, chosen.output_dir, chosen.out, chosen.output_dir / "tables")
         parts.append(text)

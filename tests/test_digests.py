@@ -13,7 +13,7 @@ from cli_helpers import TINY, call, done, rows
 from hybridfl import sweep_entry
 from hybridfl.config import Composer, choices
 from hybridfl.errors import ConfigError, DataError
-from hybridfl.plan import DataCache, digest_before_draw, make_plan
+from hybridfl.plan import STARTS, DataCache, digest_before_draw, make_plan
 
 SMALL = ("dataset=synthetic", "dataset.train=300", "dataset.test=60", "clients.number=3", "clients.per_round=2")
 LINES = [
@@ -74,6 +74,8 @@ def test_it_is_the_plans_in_shipped_presets(name: str) -> None:
     with Composer() as composer:
         for job, *_ in composer.cells([f"experiment={name}", "scale=smoke"]).values():
             composed = composer.compose(job)
+            if composed.config["start"] not in STARTS:  # a file that has not been made
+                continue
             assert digest_before_draw(composed, cache) in (make_plan(composed, cache).digest, None)
 
 
