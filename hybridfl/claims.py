@@ -57,6 +57,7 @@ class Claim:
             evaluation, and then its own side cannot win by it.
         than_scope: of ``than``, if another.
         than_where: settings of ``than`` beside or instead of those of ``where``; pairs may differ in them.
+        seeds: the only ones that count, such as those that have chosen nothing; empty is all that are stored.
     """
 
     id: str
@@ -73,6 +74,7 @@ class Claim:
     target: Fraction | None = None
     than_scope: str | None = None
     than_where: Where = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -192,6 +194,8 @@ def evidence(
         theirs: of ``than``.
         lines: what would make more of each.
     """
+    if claim.seeds:
+        ours, theirs = ([run for run in runs if run.value("seed") in claim.seeds] for runs in (ours, theirs))
     absent = tuple(place for place, runs in enumerate((ours, theirs)) if not runs)
     if absent:
         return Evidence(claim, where, absent=absent, advice=tuple(lines[place] for place in absent))

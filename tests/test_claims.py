@@ -147,6 +147,17 @@ def test_a_pair_with_another_split_is_not_left_out_in_silence(shelf: Shelf) -> N
     )
 
 
+def test_a_claim_may_be_about_certain_seeds(shelf: Shelf) -> None:
+    def side(name: str, accuracies: Sequence[float]) -> list[Run]:
+        return [shelf.run(name, seed, [value]) for seed, value in enumerate(accuracies)]
+
+    ours, theirs = side("a", [0.9, 0.5, 0.6, 0.7]), side("b", [0.1, 0.4, 0.4, 0.4])
+    seen = evidence(claim(seeds=(1, 3)), {}, ours, theirs)
+    assert list(seen.gains.values()) == pytest.approx([0.1, 0.3])
+    assert evidence(claim(seeds=(1,)), {}, ours, theirs).lacks == "1 shared seed, and an interval takes two"
+    assert evidence(claim(seeds=(7,)), {}, ours, theirs).absent == (0, 1)
+
+
 def test_pairs_may_differ_in_what_the_claim_compares(shelf: Shelf) -> None:
     def side(name: str, accuracies: Sequence[float], delay: int, number: int = 5) -> list[Run]:
         runs = [shelf.run(name, seed, [value]) for seed, value in enumerate(accuracies)]
