@@ -95,6 +95,17 @@ def test_entropy_prefers_confident_and_diverse_predictions_and_survives_certaint
     assert confident_and_diverse(torch.zeros(6, 3)) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_entropy_has_a_slope_where_nobody_predicts_a_class() -> None:
+    logits = torch.tensor([[0.0, 1.0, -300.0], [2.0, 0.0, -400.0]], requires_grad=True)
+    (slope,) = torch.autograd.grad(confident_and_diverse(logits), logits)
+    two = logits.detach()[:, :2].double().requires_grad_()
+    q = two.softmax(1)
+    mean = q.mean(0)
+    (expected,) = torch.autograd.grad((mean * mean.log()).sum() - (q * q.log()).sum(1).mean(), two)
+    assert torch.allclose(slope[:, :2].double(), expected, atol=1e-6)
+    assert not slope[:, 2].any()
+
+
 # -- the search's loss ------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ arXiv 2006.07242), ``entropy`` is AdaMerging's (Yang et al. 2024, arXiv 2310.025
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -35,10 +36,11 @@ def distillation(logits: Tensor, teacher: Tensor) -> Tensor:
 
 def confident_and_diverse(logits: Tensor) -> Tensor:
     """Mean entropy of the predictions minus entropy of the mean prediction; labels are not used."""
-    q = F.softmax(logits, 1)
-    each = -(q * F.log_softmax(logits, 1)).sum(1).mean()
-    together = q.mean(0)
-    spread: Tensor = torch.special.xlogy(together, together).sum()
+    log_q = F.log_softmax(logits, 1)
+    each = -(log_q.exp() * log_q).sum(1).mean()
+    # In logarithms: a class that nobody predicts has probability 0, where the slope of x log x is infinite.
+    log_mean = log_q.logsumexp(0) - math.log(len(logits))
+    spread: Tensor = (log_mean.exp() * log_mean).sum()
     return each + spread
 
 
