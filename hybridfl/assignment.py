@@ -23,10 +23,11 @@ def task_of(federation: Federation, job: Job, round: int, rounds: int, occurrenc
         federation.net_at(width)  # so that the bench has it
     rows = federation.rows(job.participant, job.view, round)
     classes = federation.tasks.labels(job.view.tasks, round) if federation.tasks.mask else None
-    if len(rows) == 0 and job.steps != 0:
+    examples = rows.shape[0]
+    if examples == 0 and job.steps != 0:
         who = name_of(job.participant)
         raise HybridflError(f"{who} has no examples in its '{job.view.split}' part, but the method gives it work.")
-    steps = job.steps if job.steps is not None else work.count(len(rows))
+    steps = job.steps if job.steps is not None else work.count(examples)
     if job.steps is not None and job.steps > 0:
         work = replace(work, steps=job.steps)
     keys = (round, job.participant, job.tag if job.random_tag is None else job.random_tag, occurrence)

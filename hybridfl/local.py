@@ -61,6 +61,10 @@ class Task:
     augment: Augment | None = None
     classes: tuple[int, ...] | None = None
 
+    @property
+    def examples(self) -> int:
+        return self.rows.shape[0]  # len of a tensor takes ten times as long
+
     @cached_property
     def shuffle(self) -> np.random.Generator:
         """Stream of the batches."""
@@ -180,7 +184,7 @@ def finished(
         tag=job.tag,
         start=job.start,
         model=Model(theta, buffers),
-        examples=len(task.rows),
+        examples=task.examples,
         steps=task.steps,
         loss=loss,
         probes=statistics,
@@ -202,7 +206,7 @@ def _train(bench: Workbench, task: Task, passes: dict[float, int]) -> tuple[Para
         bench.net_at(width).train()
     apply = _applier(bench, task, buffers, passes)
     total = torch.zeros((), device=bench.x.device, dtype=torch.float64)
-    for picked in batches(len(task.rows), work, task.shuffle, task.steps):
+    for picked in batches(task.examples, work, task.shuffle, task.steps):
         index = torch.from_numpy(picked).to(bench.x.device, non_blocking=True)
         rows = task.rows[index]
         batch = Batch(bench.x[rows], bench.y[rows], index)
@@ -309,7 +313,7 @@ def _measure(bench: Workbench, task: Task, theta: Params, buffers: Params, passe
 
 def _measured(bench: Workbench, task: Task) -> list[Batch]:
     """What probes see: the view once as it is, or several times with the run's augmentation."""
-    positions = torch.arange(len(task.rows), device=bench.x.device).split(bench.chunk)
+    positions = torch.arange(task.examples, device=bench.x.device).split(bench.chunk)
     plain = [Batch(bench.x[task.rows[p]], bench.y[task.rows[p]], p) for p in positions]
     if task.augment is None or not task.job.augmented_passes:
         return plain

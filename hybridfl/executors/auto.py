@@ -94,6 +94,6 @@ class Auto:
         if self._steps_together:
             return self.lock_step
         clients = [task for task in tasks if task.job.participant != SERVER]
-        work = sum(TRAINING_PASSES * task.steps * min(task.work.batch_size, len(task.rows)) for task in clients)
+        work = sum(TRAINING_PASSES * task.steps * min(task.work.batch_size, task.examples) for task in clients)
         many = min(len(clients), self.number) > 1 and work * self._macs >= WORTH_PROCESSES
         return self.workers if many and not self._lonely else self.alone

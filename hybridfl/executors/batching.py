@@ -76,9 +76,9 @@ class Feed:
     def __init__(self, bench: Workbench, tasks: Sequence[Task], fills: bool) -> None:
         self.bench, self.tasks, self.fills = bench, tasks, fills
         work = tasks[0].work
-        self.size = min(work.batch_size, max(len(task.rows) for task in tasks))
+        self.size = min(work.batch_size, max(task.examples for task in tasks))
         self.repeated = np.arange(self.size)
-        self.feeds = [batches(len(task.rows), work, task.shuffle, task.steps) for task in tasks]
+        self.feeds = [batches(task.examples, work, task.shuffle, task.steps) for task in tasks]
         rows = [task.rows.cpu().numpy() for task in tasks]
         self.rows = np.zeros((len(rows), max(map(len, rows))), np.int64)
         for own, examples in zip(self.rows, rows, strict=True):

@@ -322,5 +322,5 @@ class _Round:
 
 def _size(task: Task) -> int:
     """Examples that go through the net, about."""
-    examples = len(task.rows)
+    examples = task.examples
     return 3 * task.steps * min(task.work.batch_size, examples) + len(task.job.probes) * examples

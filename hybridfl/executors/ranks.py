@@ -158,7 +158,7 @@ def shared_out(tasks: Sequence[Task], ranks: int) -> list[list[int]]:
 
 def _cost(task: Task) -> float:
     """Examples that go through the net, by the net's size."""
-    examples = len(task.rows)
+    examples = task.examples
     trained = TRAINING_PASSES * task.steps * min(task.work.batch_size, examples)
     return (trained + examples * len(task.job.probes)) * task.job.width**2
 
@@ -176,7 +176,7 @@ def _known(tasks: Sequence[Task], share: Sequence[int]) -> list[Tensor]:
 
 def _about(tasks: Sequence[Task]) -> str:
     """What ranks must have the same of."""
-    jobs = [(task.job.participant, task.job.tag, task.steps, len(task.rows)) for task in tasks]
+    jobs = [(task.job.participant, task.job.tag, task.steps, task.examples) for task in tasks]
     return f"{len(tasks)} jobs ({zlib.crc32(repr(jobs).encode()):08x})"
 
 

@@ -88,7 +88,7 @@ class Vectorized:
         """How many clients with this kind of job fit into the memory."""
         trained = sum(tensor.numel() for tensor in task.job.start.params.values())
         held = 1 if by_hand(bench, task) and is_plain(task) else HELD
-        batch = min(task.work.batch_size, len(task.rows))
+        batch = min(task.work.batch_size, task.examples)
         # Activations are kept for the pass backward, which makes as many gradients.
         passing = batch * (bench.x[0].numel() + 2 * _activations(bench, task))
         budget = self.memory_mb or MEMORY_MB["cpu" if bench.x.device.type == "cpu" else "gpu"]
