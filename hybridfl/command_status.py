@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 
 from hybridfl.errors import HybridflError
-from hybridfl.group import INTERRUPTED
+from hybridfl.rendezvous import INTERRUPTED
 
 PACKAGES = {name: name for name in (
     "filelock", "matplotlib", "numpy", "omegaconf", "pandas", "pooch", "requests", "rich", "safetensors", "scipy", "torch",

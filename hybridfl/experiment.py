@@ -18,9 +18,10 @@ from hybridfl.engine import Engine, Record
 from hybridfl.errors import HybridflError
 from hybridfl.evaluation import Evaluator, Row
 from hybridfl.executors import Executor
-from hybridfl.group import Group, RankFailed
+from hybridfl.group import Group
 from hybridfl.plan import Plan
 from hybridfl.progress import Progress
+from hybridfl.rendezvous import RankFailed
 from hybridfl.runs import read_run
 from hybridfl.snapshot import InFlight, Snapshot
 from hybridfl.store import RunFolder, claim, log, read_status, write_status, write_text_atomic

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from hybridfl.command_status import reported
 from hybridfl.errors import ConfigError, HybridflError
-from hybridfl.group import INTERRUPTED, Group, World, world_of
+from hybridfl.group import Group
 from hybridfl.overrides import HELP, add_overrides, composed_of
+from hybridfl.rendezvous import INTERRUPTED
+from hybridfl.world import World, world_of
 
 if TYPE_CHECKING:
     from hybridfl.plan import Plan

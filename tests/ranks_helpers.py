@@ -23,7 +23,8 @@ from cli_helpers import PRELOADED, TINY
 
 from hybridfl.cli import main
 from hybridfl.executors.ranks import Ranks
-from hybridfl.group import Group, World
+from hybridfl.group import Group
+from hybridfl.world import World
 
 FEDAVG = tuple(text for text in TINY if not text.startswith("merging."))
 

@@ -19,10 +19,11 @@ from hybridfl.assignment import task_of
 from hybridfl.errors import ConfigError
 from hybridfl.executors.ranks import Ranks, shared_out
 from hybridfl.executors.vectorized import Vectorized
-from hybridfl.group import Group, World, world_of
+from hybridfl.group import Group
 from hybridfl.local import TRAINING_PASSES
 from hybridfl.probes import mean_loss
 from hybridfl.types import SERVER, Job, Model
+from hybridfl.world import World, world_of
 
 
 @pytest.fixture(autouse=True)

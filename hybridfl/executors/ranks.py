@@ -23,10 +23,12 @@ from hybridfl.build import PositiveFloat
 from hybridfl.errors import ConfigError, HybridflError
 from hybridfl.executors import Executor, told
 from hybridfl.executors.sequential import Sequential
-from hybridfl.group import TIMEOUT_SECONDS, Group, RankFailed, RanksLost, world_of
+from hybridfl.group import Group
 from hybridfl.local import TRAINING_PASSES, Outcome, Task, Workbench
 from hybridfl.parcels import pack, unpack
+from hybridfl.rendezvous import TIMEOUT_SECONDS, RankFailed, RanksLost
 from hybridfl.types import SERVER, Job
+from hybridfl.world import world_of
 
 
 @dataclass(eq=False)
