@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from partition_helpers import unread
 
+from hybridfl.data import dealing, holding_out
 from hybridfl.data import split as split_module
 from hybridfl.data.dataset import Dataset, Examples
 from hybridfl.data.partitioning import IID, Dirichlet, Partition
@@ -154,7 +155,8 @@ def test_views_have_streams_of_their_own() -> None:
 
 def test_no_stream_is_used_for_two_purposes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(split_module, "stream", lambda *keys: asked.append(keys) or stream(*keys))
+    for module in (split_module, dealing, holding_out):
+        monkeypatch.setattr(module, "stream", lambda *keys: asked.append(keys) or stream(*keys))
     draw(clients=3)
     assert len(asked) == len(set(asked)) == 2 + 3 + 1 + 3
 

@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hybridfl.errors import ConfigError, DataError
 
 IntArray = NDArray[np.int64]
+
+
+def int_array(values: ArrayLike) -> IntArray:
+    """The values as whole numbers of 64 bits, such as indices; a copy only where they are not that already."""
+    return np.asarray(values, dtype=np.int64)
 
 
 def _nothing() -> IntArray:

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from hybridfl.data.dataset import Dataset, Examples, IntArray, Labels, problem_of
-from hybridfl.data.partition_domains import Domains
-from hybridfl.data.partitioning import Partition, Partitioning
+from hybridfl.data.dataset import Dataset, Examples, IntArray, int_array
+from hybridfl.data.dealing import deal
+from hybridfl.data.holding_out import cells_of, clients_tests, held_out_by_task, servers_test
+from hybridfl.data.partitioning import Partitioning
 from hybridfl.data.server_data import Load, ServerData, ServerShare
-from hybridfl.errors import ConfigError, DataError
+from hybridfl.errors import DataError
 from hybridfl.rng import stream
 from hybridfl.tasks import TaskStream
 
@@ -115,15 +116,15 @@ class Split:
         try:
             clients, server = stored["clients"], stored["server"]
             split = cls(
-                clients_train=tuple(_indices(client["train"]) for client in clients),
-                clients_val=tuple(_indices(client["val"]) for client in clients),
-                clients_test=tuple(_indices(client["test"]) for client in clients),
-                server_train=_indices(server["train"]),
-                server_val=_indices(server["val"]),
+                clients_train=tuple(int_array(client["train"]) for client in clients),
+                clients_val=tuple(int_array(client["val"]) for client in clients),
+                clients_test=tuple(int_array(client["test"]) for client in clients),
+                server_train=int_array(server["train"]),
+                server_val=int_array(server["val"]),
                 class_counts=np.array([client["class_counts"] for client in clients], dtype=np.int64),
                 domain_counts=np.array([client["domain_counts"] for client in clients], dtype=np.int64),
                 moved=int(stored["moved"]),
-                server_test=None if server["test"] is None else _indices(server["test"]),
+                server_test=None if server["test"] is None else int_array(server["test"]),
             )
             digest = stored["digest"]
         except (KeyError, TypeError, ValueError) as error:
@@ -188,22 +189,11 @@ def draw_split(
         DataError: the test part has none of a client's classes.
     """
     seed = seed if partitioning.seed is None else partitioning.seed
-    labels = Labels(dataset.train.y, dataset.train.domain)
-    every = np.arange(len(labels))
-    if getattr(partitioning, "before_server", False):
-        partition = _partition(partitioning, labels, clients, seed, 0)
-        owned = partition.shares
-        server = _leftovers(partition, server_data, dataset, load, seed)
-    else:
-        server = _servers_share(server_data, dataset, every, load, seed)
-        rest = np.setdiff1d(every, np.concatenate([server.taken, server.withheld]))
-        partition = _by_task(partitioning, labels.at(rest), tasks, clients, seed, len(every) - len(rest))
-        owned = [rest[share] for share in partition.shares]
-    _check_tasks(tasks, owned, labels)
+    server, owned, moved = deal(dataset, partitioning, server_data, clients, seed, load, tasks)
     pool, names = _pool(dataset, server)
-    servers = np.concatenate([server.taken, np.arange(len(every), len(pool))])
-    cells = _cells(pool, int(pool.y.max()) + 1)
-    held_out = functools.partial(_held_out_by_task, y=pool.y, cells=cells, tasks=tasks)
+    servers = np.concatenate([server.taken, np.arange(len(dataset.train), len(pool))])
+    cells = cells_of(pool, int(pool.y.max()) + 1)
+    held_out = functools.partial(held_out_by_task, y=pool.y, cells=cells, tasks=tasks)
     views = [
         held_out(share, fraction=client_validation, rng=stream(seed, "validation", client))
         for client, share in enumerate(owned)
@@ -211,18 +201,18 @@ def draw_split(
     server_train, server_val = held_out(
         servers, fraction=server_data.validation, rng=stream(seed, "validation", "server")
     )
-    counts = [np.bincount(labels.y[share], minlength=dataset.classes) for share in owned]
-    domains = np.array([np.bincount(labels.domain[share], minlength=len(dataset.domains)) for share in owned])
+    counts = [np.bincount(dataset.train.y[share], minlength=dataset.classes) for share in owned]
+    domains = np.array([np.bincount(dataset.train.domain[share], minlength=len(dataset.domains)) for share in owned])
     split = Split(
         clients_train=tuple(train for train, _ in views),
         clients_val=tuple(val for _, val in views),
-        clients_test=_test_sets(dataset, owned, domains, min_test, seed),
+        clients_test=clients_tests(dataset, owned, domains, min_test, seed),
         server_train=server_train,
         server_val=server_val,
-        class_counts=_indices(counts),
-        domain_counts=_indices(domains),
-        moved=partition.moved,
-        server_test=_servers_test(dataset, domains.sum(0)),
+        class_counts=int_array(counts),
+        domain_counts=int_array(domains),
+        moved=moved,
+        server_test=servers_test(dataset, domains.sum(0)),
     )
     return Drawn(dataset, pool, names, split, tasks, frozenset(server_data.provides), server.sources)
 
@@ -233,243 +223,3 @@ def _pool(dataset: Dataset, server: ServerShare) -> tuple[Examples, tuple[str, .
         return dataset.train, dataset.domains
     own = Examples(server.own.x, server.own.y, server.own.domain + len(dataset.domains))
     return dataset.train.followed_by(own), (*dataset.domains, *server.domains)
-
-
-def _cells(examples: Examples, classes: int) -> IntArray:
-    """A number for each domain and class."""
-    return classes * examples.domain + examples.y
-
-
-def _servers_share(server_data: ServerData, dataset: Dataset, free: IntArray, load: Load, seed: int) -> ServerShare:
-    try:
-        share = server_data.share(dataset, free, load, stream(seed, "server_data"))
-    except ConfigError as error:
-        raise error.under("server_data") from error
-    _check_share(share, dataset, free, server_data)
-    return share
-
-
-def _check_share(share: ServerShare, dataset: Dataset, free: IntArray, server_data: ServerData) -> None:
-    # A user's own class may stand behind the node, and a wrong share would only show as a wrong result.
-    name, own, theirs = type(server_data).__name__, share.own, dataset.train.x
-    named = np.sort(np.concatenate([share.taken, share.withheld]))
-    if len(np.unique(named)) < len(named) or len(np.setdiff1d(named, free)):
-        raise ConfigError("server_data", f"{name}.share must name free examples, each once, as taken or withheld.")
-    if own is None:
-        return
-    if own.x.shape[1:] != theirs.shape[1:] or own.x.dtype != theirs.dtype:
-        problem = f"{name}.share gives images {own.x.shape[1:]} {own.x.dtype}"
-        raise ConfigError("server_data", f"{problem}, the clients' are {theirs.shape[1:]} {theirs.dtype}.")
-    classes = dataset.classes if "server_labels" in server_data.provides else int(own.y.max(initial=0)) + 1
-    if problem_found := problem_of(own, classes, len(share.domains)):
-        raise ConfigError("server_data", f"{name}.share gives examples of its own whose {problem_found}.")
-
-
-def _leftovers(partition: Partition, server_data: ServerData, dataset: Dataset, load: Load, seed: int) -> ServerShare:
-    """The server's share of what the clients leave.
-
-    Raises:
-        ConfigError: the server wants more than that, or leaves something and the partition should be complete.
-    """
-    examples = len(dataset.train)
-    left = np.setdiff1d(np.arange(examples), np.concatenate(partition.shares))
-    try:
-        server = _servers_share(server_data, dataset, left, load, seed)
-    except ConfigError as error:
-        if error.key not in ("server_data.examples", "server_data.fraction"):
-            raise
-        if not len(left):
-            problem = f"the partitioning gives all {examples} training examples to clients; use server_data=none."
-            raise ConfigError("server_data", problem) from error
-        told = f"{error.problem.removesuffix('.')} (what the partitioning leaves of {examples})."
-        raise ConfigError(error.key, told) from error
-    unnamed = len(left) - len(server.taken) - len(server.withheld)
-    if partition.complete and unnamed:
-        nobodys = f"{unnamed} training examples belong to no client and not to the server"
-        way_out = "false leaves them out, server_data=share server_data.fraction=1 gives them to the server"
-        raise ConfigError("partitioning.complete", f"got true, and {nobodys}; {way_out}.")
-    return server
-
-
-def _partition(
-    partitioning: Partitioning, labels: Labels, clients: int, seed: int, servers: int, keys: tuple[int, ...] = ()
-) -> Partition:
-    if clients < 1:
-        raise ConfigError("clients.number", f"got {clients}: must be at least 1; nearest valid value: 1.")
-    if not len(labels):
-        most = f", so that it has at most {servers - clients}" if servers > clients else ""
-        problem = f"the server takes all {servers} training examples; leave one at least for each client{most}."
-        raise ConfigError("server_data", problem)
-    if clients > len(labels):
-        after = f" after the server took {servers}" if servers else ""
-        raise ConfigError(
-            "clients.number",
-            f"got {clients}: there are {len(labels)} training examples{after}; "
-            f"the largest valid value is {len(labels)}.",
-        )
-    try:
-        partition = partitioning.split(labels, clients, stream(seed, "partitioning", *keys))
-    except ConfigError as error:
-        raise error.under("partitioning") from error
-    _check(partition, len(labels), clients, partitioning)
-    return partition
-
-
-def _by_task(
-    partitioning: Partitioning, labels: Labels, tasks: TaskStream, clients: int, seed: int, servers: int
-) -> Partition:
-    """Every task dealt out to all clients by itself, from a stream of random numbers of its own."""
-    if len(tasks) == 1:
-        return _partition(partitioning, labels, clients, seed, servers)
-    if isinstance(partitioning, Domains):
-        _check_domains(tasks, labels)
-        try:
-            partitioning = partitioning.settled(labels, clients)
-        except ConfigError as error:
-            raise error.under("partitioning") from error
-    whole: list[list[IntArray]] = [[] for _ in range(clients)]
-    moved = 0
-    for number, classes in enumerate(tasks.classes):
-        members = np.flatnonzero(np.isin(labels.y, classes))
-        try:
-            partition = _partition(partitioning, labels.at(members), clients, seed, servers, (number,))
-        except ConfigError as error:
-            told = f"task {number} (classes {', '.join(map(str, classes))})"
-            raise ConfigError(error.key, f"{told}: {error.problem}") from error
-        moved += partition.moved
-        for share, part in zip(whole, partition.shares, strict=True):
-            share.append(members[part])
-    return Partition([np.sort(np.concatenate(share)) for share in whole], moved, complete=False)
-
-
-def _check_tasks(tasks: TaskStream, owned: list[IntArray], labels: Labels) -> None:
-    """Every client has an example of every task: local work is given to it in all of them."""
-    for number, classes in enumerate(tasks.classes):
-        for client, share in enumerate(owned):
-            if not np.isin(labels.y[share], classes).any():
-                raise _too_many(tasks, number, f"client {client}, and each needs one or more")
-
-
-def _check_domains(tasks: TaskStream, labels: Labels) -> None:
-    """Every domain has an example of every task: a client's examples are all of its own domain."""
-    for number, classes in enumerate(tasks.classes):
-        missing = np.setdiff1d(labels.domain, labels.domain[np.isin(labels.y, classes)])
-        if len(missing):
-            raise _too_many(tasks, number, f"domain {missing[0]}, and its clients need one or more")
-
-
-def _too_many(tasks: TaskStream, number: int, whose: str) -> ConfigError:
-    told = f"task {number} (classes {', '.join(map(str, tasks.classes[number]))})"
-    problem = f"got {len(tasks)}, but {told} has no training example of {whose}"
-    return ConfigError("tasks.number", f"{problem}; choose fewer tasks (1 always fits) or another partitioning.")
-
-
-def _check(partition: Partition, examples: int, clients: int, partitioning: Partitioning) -> None:
-    # A user's own class may stand behind the node, and a wrong partition would only show as a wrong result.
-    name = type(partitioning).__name__
-    if len(partition.shares) != clients or not all(len(share) for share in partition.shares):
-        raise ConfigError("partitioning", f"{name}.split must give each of the {clients} clients an example or more.")
-    dealt, every = np.sort(np.concatenate(partition.shares)), np.arange(examples)
-    if partition.shared:
-        if len(np.setdiff1d(dealt, every)) or (partition.complete and len(np.unique(dealt)) < examples):
-            each = ", each of them to somebody" if partition.complete else ""
-            raise ConfigError("partitioning", f"{name}.split must deal out examples of 0 to {examples - 1}{each}.")
-    elif getattr(partitioning, "before_server", False) or not partition.complete:
-        if len(np.unique(dealt)) < len(dealt) or len(np.setdiff1d(dealt, every)):
-            raise ConfigError("partitioning", f"{name}.split must deal out no example twice, of 0 to {examples - 1}.")
-    elif not np.array_equal(dealt, every):
-        raise ConfigError("partitioning", f"{name}.split must deal out each of the {examples} examples exactly once.")
-
-
-def _held_out_by_task(
-    owned: IntArray, y: IntArray, cells: IntArray, tasks: TaskStream, fraction: float, rng: np.random.Generator
-) -> tuple[IntArray, IntArray]:
-    """Train and validation part of an owner's examples; whoever has examples of a task keeps one for training."""
-    if len(tasks) == 1:
-        return _hold_out(owned, cells, fraction, rng)
-    own = [owned[np.isin(y[owned], classes)] for classes in tasks.classes]
-    train, val = zip(*(_hold_out(part, cells, fraction, rng) for part in own), strict=True)
-    return np.sort(np.concatenate(train)), np.sort(np.concatenate(val))
-
-
-def _hold_out(owned: IntArray, cells: IntArray, fraction: float, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
-    """Train and validation part of an owner's examples, in the same proportions of cells (domain and class)."""
-    size = min(_nearest(fraction * len(owned)), max(0, len(owned) - 1))
-    found, counts = np.unique(cells[owned], return_counts=True)
-    held = [
-        rng.choice(owned[cells[owned] == cell], count, replace=False)
-        for cell, count in zip(found, _apportion(size, counts, rng), strict=True)
-        if count
-    ]
-    val = _indices(np.sort(np.concatenate(held)) if held else [])
-    return _indices(np.sort(owned[~np.isin(owned, val)])), val
-
-
-def _servers_test(dataset: Dataset, owned: IntArray) -> IntArray | None:
-    """Test examples of the domains of which clients own any training examples; ``None`` for all."""
-    within = owned[dataset.test.domain] > 0
-    return None if within.all() else _indices(np.flatnonzero(within))
-
-
-def _test_sets(
-    dataset: Dataset, owned: list[IntArray], domains: IntArray, min_test: int, seed: int
-) -> tuple[IntArray, ...]:
-    """For each client examples of the test part, in the proportions of the cells (domain and class) it owns.
-
-    Args:
-        owned: each client's examples in the training part.
-        domains: ``(clients, domains)``, numbers of these. A client with a tenth of the clients' examples of a domain is
-            tested on as many examples as a tenth of this domain's test part has.
-    """
-    number = dataset.classes * len(dataset.domains)
-    held, cells = _cells(dataset.train, dataset.classes), _cells(dataset.test, dataset.classes)
-    pools = [np.flatnonzero(cells == cell) for cell in range(number)]
-    available = np.array([len(pool) for pool in pools])
-    tests = np.bincount(dataset.test.domain, minlength=len(dataset.domains))
-    expected = (domains / np.maximum(domains.sum(0), 1)) @ tests
-    sets = []
-    for client, own in enumerate(owned):
-        counts = np.bincount(held[own], minlength=number)
-        proportions = np.where(available > 0, counts, 0)  # a cell without test examples cannot be tested
-        if not proportions.any():
-            classes = np.unique(dataset.train.y[own]).tolist()
-            names = [dataset.domains[domain] for domain in np.flatnonzero(domains[client])]
-            where = f" in the domains {', '.join(names)}" if len(dataset.domains) > 1 else ""
-            raise DataError(
-                f"{dataset.name}: the test part has no example of the classes {classes} of client {client}{where}."
-            )
-        # The largest size at which every cell's part, rounded up, is still there.
-        most = min(int(a) * int(proportions.sum()) // int(p) for a, p in zip(available, proportions, strict=True) if p)
-        size = min(max(min_test, 1, _nearest(expected[client])), most)
-        rng = stream(seed, "test", client)
-        drawn = [
-            rng.choice(pool, count, replace=False)
-            for pool, count in zip(pools, _apportion(size, proportions, rng), strict=True)
-        ]
-        sets.append(_indices(np.sort(np.concatenate(drawn))))
-    return tuple(sets)
-
-
-def _apportion(total: int, weights: IntArray, rng: np.random.Generator) -> IntArray:
-    """``total`` in proportion to whole ``weights``, by largest remainder; equal remainders are drawn.
-
-    Every part is its exact value rounded down or up, so with ``total`` ≤ the sum of weights none exceeds its weight.
-    Whole-number arithmetic, because a remainder that is 0 must not become 1e-16.
-    """
-    if total == 0:
-        return np.zeros_like(weights)
-    whole = weights.sum()
-    parts: IntArray = total * weights // whole
-    remainders = total * weights % whole
-    shuffled = rng.permutation(len(weights))
-    order = shuffled[np.argsort(-remainders[shuffled], kind="stable")]
-    parts[order[: total - parts.sum()]] += 1
-    return parts
-
-
-def _nearest(value: float) -> int:
-    return int(np.floor(value + 0.5))
-
-
-def _indices(values: Any) -> IntArray:
-    return np.asarray(values, dtype=np.int64)
