@@ -15,8 +15,9 @@ from hybridfl.claims import Claim, Interval, decide, evidence
 from hybridfl.claims_report import Report, as_json, as_sheet
 from hybridfl.config import Composer, choices
 from hybridfl.errors import ConfigError, DataError, HybridflError, nearest
+from hybridfl.finding import find_runs
 from hybridfl.formats import SHEETS
-from hybridfl.runs import Run, find_runs, to_stderr
+from hybridfl.runs import Run, to_stderr
 from hybridfl.statistics import bootstrap_interval, t_interval
 from hybridfl.study import Runs, Study, as_typed, preset_of, study_of
 

@@ -1,6 +1,6 @@
 """``hybridfl compare``: many runs as one table.
 
-In four steps: find the run folders (``runs.py``), decide which config keys tell the rows apart (``keys.py``), put the
+In four steps: find the run folders (``finding.py``), decide which config keys tell the rows apart (``keys.py``), put the
 runs into cells (``tabulate.py``, the numbers: ``statistics.py``), write the table (``formats.py``).
 """
 
@@ -15,9 +15,10 @@ from hybridfl import pareto
 from hybridfl.budgets import UNITS as COSTS
 from hybridfl.budgets import cut
 from hybridfl.errors import ConfigError, nearest
+from hybridfl.finding import find_runs
 from hybridfl.formats import FORMATS, SHEETS
 from hybridfl.pareto import UNITS
-from hybridfl.runs import find_runs, to_stderr
+from hybridfl.runs import to_stderr
 from hybridfl.significance import CORRECTIONS, INTERVALS
 from hybridfl.tabulate import AT, AUTO, OF_STREAMS, SCOPES, Options, Table, scope_of, tabulate
 from hybridfl.where import chosen

@@ -7,7 +7,8 @@ import csv
 from pathlib import Path
 
 from hybridfl.errors import ConfigError
-from hybridfl.runs import Run, find_run, number
+from hybridfl.finding import find_run
+from hybridfl.runs import Run, number
 
 SERVER = -1
 """As in :mod:`hybridfl.types`, which imports torch."""

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridfl.errors import ConfigError, nearest
-from hybridfl.runs import ABSENT, find_runs
+from hybridfl.finding import find_runs
+from hybridfl.runs import ABSENT
 
 TABLES = ("metrics", "method", "clients")
 

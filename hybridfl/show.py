@@ -6,8 +6,9 @@ import argparse
 import math
 from pathlib import Path
 
+from hybridfl.finding import find_run
 from hybridfl.forgetting import forgetting, forgetting_learned
-from hybridfl.runs import ABSENT, BYTES, COSTS, Run, find_run
+from hybridfl.runs import ABSENT, BYTES, COSTS, Run
 from hybridfl.store import is_held
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from hybridfl.build import build, of_kind
 from hybridfl.config import Composer, choices
 from hybridfl.errors import ConfigError
-from hybridfl.runs import find_runs, to_stderr
+from hybridfl.finding import find_runs
+from hybridfl.runs import to_stderr
 from hybridfl.trackers import Tracked, Tracker
 from hybridfl.trackers.none import NoTracker
 from hybridfl.tracking import Tracking

@@ -10,7 +10,8 @@ import yaml
 from compare_helpers import HEADER, Outputs, table
 
 from hybridfl.errors import DataError
-from hybridfl.runs import find_runs, read_run
+from hybridfl.finding import find_runs
+from hybridfl.runs import read_run
 
 CONFIGS = {
     "plain": "seed: 1\nmethod:\n  name: fedavg\n  mu: 0.1\n",

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from compare_helpers import Outputs, two_methods
 
+from hybridfl.finding import find_runs
 from hybridfl.formats import as_sheet
 from hybridfl.report import curves, participants, sheets, splits
 from hybridfl.report.content import content
 from hybridfl.report.page import as_script, page
 from hybridfl.report.rows import rounded, thinned
-from hybridfl.runs import find_runs
 from hybridfl.tabulate import Options, tabulate
 
 

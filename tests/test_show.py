@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hybridfl import runs, show, store
+from hybridfl import finding, runs, show, store
 from hybridfl.errors import ConfigError, DataError
 
 CONFIG = """\
@@ -92,24 +92,24 @@ def test_a_run_is_found_by_path_digest_and_prefix(tmp_path: Path, monkeypatch: p
     folder = make(tmp_path, "abc123")
     make(tmp_path, "abd456")
     for name in (str(folder), "abc123", "abc"):
-        assert runs.find_run(name, tmp_path).folder == folder
+        assert finding.find_run(name, tmp_path).folder == folder
     monkeypatch.chdir(folder)
-    assert runs.find_run(".", tmp_path / "elsewhere").digest == "abc123"
+    assert finding.find_run(".", tmp_path / "elsewhere").digest == "abc123"
 
 
 def test_a_digest_means_its_newest_finished_attempt(tmp_path: Path) -> None:
     make(tmp_path, "abc")
     make(tmp_path, "abc-2")
     make(tmp_path, "abc-10", status="interrupted")
-    assert runs.find_run("ab", tmp_path).folder.name == "abc-2"
-    assert runs.find_run("abc", tmp_path).folder.name == "abc-2"
-    assert runs.find_run("abc-10", tmp_path).attempt == 10
+    assert finding.find_run("ab", tmp_path).folder.name == "abc-2"
+    assert finding.find_run("abc", tmp_path).folder.name == "abc-2"
+    assert finding.find_run("abc-10", tmp_path).attempt == 10
 
 
 def test_a_whole_digest_is_not_ambiguous_with_a_longer_one(tmp_path: Path) -> None:
     make(tmp_path, "ab")
     make(tmp_path, "abc")
-    assert runs.find_run("ab", tmp_path).digest == "ab"
+    assert finding.find_run("ab", tmp_path).digest == "ab"
 
 
 def test_an_ambiguous_prefix_lists_its_runs(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_an_ambiguous_prefix_lists_its_runs(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"ab: several runs in '.*runs' begin so: abc123, abd456\. Type more"
     ) as caught:
-        runs.find_run("ab", tmp_path)
+        finding.find_run("ab", tmp_path)
     assert caught.value.exit_status == 2
 
 
@@ -126,13 +126,13 @@ def test_an_ambiguous_prefix_lists_its_runs(tmp_path: Path) -> None:
 def test_an_unknown_run_names_the_nearest(tmp_path: Path, name: str) -> None:
     make(tmp_path, "abc123")
     with pytest.raises(ConfigError, match=rf"{name}: no run folder, .*Did you mean 'abc123'\? Valid: abc123\."):
-        runs.find_run(name, tmp_path)
+        finding.find_run(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["abc", ""])
 def test_no_runs_at_all(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=r"no run in '.*runs' is called so\.$"):
-        runs.find_run(name, tmp_path)
+        finding.find_run(name, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_no_runs_at_all(tmp_path: Path, name: str) -> None:
 def test_a_broken_file_is_named(tmp_path: Path, file: str, text: str) -> None:
     (make(tmp_path, "abc") / file).write_text(text)
     with pytest.raises(DataError, match=file.replace(".", r"\.")):
-        runs.find_run("abc", tmp_path)
+        finding.find_run("abc", tmp_path)
 
 
 def test_values_of_keys_and_groups(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridfl import __version__
+from hybridfl.finding import find_runs
 from hybridfl.report.configs import configs
 from hybridfl.report.curves import curves
 from hybridfl.report.participants import clients, coefficients
@@ -16,7 +17,7 @@ from hybridfl.report.sheets import parts, sheets
 from hybridfl.report.splits import Splits, splits
 from hybridfl.report.streams import streams
 from hybridfl.report.verdicts import verdicts
-from hybridfl.runs import find_runs, to_stderr
+from hybridfl.runs import to_stderr
 from hybridfl.tabulate import Options, tabulate
 
 
