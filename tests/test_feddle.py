@@ -33,8 +33,10 @@ from hybridfl.build import build, signature_of
 from hybridfl.config import Composer
 from hybridfl.errors import ConfigError
 from hybridfl.merging.acceptance import Fallback
+from hybridfl.merging.atlas import Atlas
+from hybridfl.merging.coefficients import Coef
 from hybridfl.merging.search import Residual, Search, ServerAxis
-from hybridfl.methods.feddle import Atlas, Coef, Feddle
+from hybridfl.methods.feddle import Feddle
 from hybridfl.models.mlp import MLP
 from hybridfl.models.width import scaled
 from hybridfl.plan import make_plan

@@ -10,17 +10,40 @@ An entry is a plain dict, so that an atlas can be part of a method's state: ``up
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from hybridfl.build import NonNegativeFloat, PositiveInt
 from hybridfl.parametrization import Segment
 from hybridfl.params import Layout
 
 Entry = dict[str, Any]
 Norm = Literal["mean", "unit", "fresh", "layer", "none"]
 Evict = Literal["coef", "age", "staleness", "cosine"]
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """The buffer of updates.
+
+    Attributes:
+        size: entries kept; null is so many times the cohort as ``cohorts`` says.
+        cohorts: see ``size``.
+        evict: who goes first when it is full, see :func:`evict`.
+        per_client: keep only the newest update of a client, or all.
+        drop_below: also drop entries whose coefficient, relative to a fresh one's 1/m, ends below this.
+        storage: type that entries are kept in; ``exact`` is the run's.
+    """
+
+    size: PositiveInt | None = None
+    cohorts: PositiveInt = 6
+    evict: Evict = "coef"
+    per_client: Literal["newest", "all"] = "newest"
+    drop_below: NonNegativeFloat = 0.0
+    storage: Literal["exact", "float16", "bfloat16"] = "exact"
 
 
 def add(atlas: Sequence[Entry], arrived: Sequence[Entry], per_client: Literal["newest", "all"]) -> list[Entry]:

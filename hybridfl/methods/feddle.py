@@ -19,7 +19,7 @@ Extensions, all off by default and of no paper as a whole: ``origin=calibrated``
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -27,11 +27,12 @@ from torch import Tensor
 
 from hybridfl import params as P
 from hybridfl import probes
-from hybridfl.build import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Range
+from hybridfl.build import Fraction, PositiveInt, Range
 from hybridfl.errors import ConfigError
 from hybridfl.federation import Federation
 from hybridfl.merging import atlas as A
 from hybridfl.merging.acceptance import Fallback, guarded
+from hybridfl.merging.coefficients import Coef, initial
 from hybridfl.merging.ensemble import mean_logits
 from hybridfl.merging.objectives import NEEDS_LABELS, NEEDS_TEACHER, Objective, ServerLoss, disagreement
 from hybridfl.merging.search import (
@@ -49,53 +50,11 @@ from hybridfl.merging.search import (
 )
 from hybridfl.methods.base import Facts
 from hybridfl.methods.ca2fl import CA2FL
-from hybridfl.parametrization import AtlasSpan, Constraint
+from hybridfl.parametrization import AtlasSpan
 from hybridfl.params import Layout, Params
 from hybridfl.types import SERVER, Job, Model, Result, Results, Round, Served, State, View
 
 CALIBRATION = CA2FL(unseen="mean")
-
-
-@dataclass(frozen=True)
-class Atlas:
-    """The buffer of updates.
-
-    Attributes:
-        size: entries kept; null is so many times the cohort as ``cohorts`` says.
-        cohorts: see ``size``.
-        evict: who goes first when it is full, see :func:`hybridfl.merging.atlas.evict`.
-        per_client: keep only the newest update of a client, or all.
-        drop_below: also drop entries whose coefficient, relative to a fresh one's 1/m, ends below this.
-        storage: type that entries are kept in; ``exact`` is the run's.
-    """
-
-    size: PositiveInt | None = None
-    cohorts: PositiveInt = 6
-    evict: A.Evict = "coef"
-    per_client: Literal["newest", "all"] = "newest"
-    drop_below: NonNegativeFloat = 0.0
-    storage: Literal["exact", "float16", "bfloat16"] = "exact"
-
-
-@dataclass(frozen=True)
-class Coef:
-    """The merging coefficients.
-
-    Attributes:
-        granularity: one for each anchor, or one for each anchor and layer.
-        constraint: see :func:`hybridfl.parametrization.project`; a start that violates it is projected.
-        c_max: bound of ``box``.
-        init: ``fresh`` 1/m on what arrived and 0 on the rest (FedBuff's mean); ``examples`` n_k/n on what arrived
-            (FedAvg's); ``warm`` also last round's on the rest; ``zero``; ``uniform`` 1/K. Around a calibrated origin
-            coefficients are offsets of sum 0 that start at 0, or ``warm``.
-        frozen: they stay at their start; what the server learns is the residual's.
-    """
-
-    granularity: Literal["scalar", "block"] = "scalar"
-    constraint: Constraint = "affine"
-    c_max: PositiveFloat = 1.0
-    init: Literal["fresh", "examples", "warm", "zero", "uniform"] = "fresh"
-    frozen: bool = False
 
 
 class Feddle(Facts):
@@ -126,7 +85,7 @@ class Feddle(Facts):
         anchor: Literal["delta", "model"] = "delta",
         origin: Literal["fresh", "calibrated"] = "fresh",
         origin_drop: PositiveInt | None = None,
-        atlas: Atlas = Atlas(),
+        atlas: A.Atlas = A.Atlas(),
         norm: A.Norm = "mean",
         coef: Coef = Coef(),
         search: Search = Search(),
@@ -221,7 +180,8 @@ class Feddle(Facts):
         if self.origin == "calibrated":
             state = CALIBRATION.merged(state, arrived, now)
         space = self._space(state, model, entries, arrived, teachers, now)
-        space, found = yield from self._searched(space, self._start(space, entries, arrived, now), state, now)
+        start = initial(space, self.coef.init, entries, arrived, now)
+        space, found = yield from self._searched(space, start, state, now)
         unsearched = {name: torch.zeros_like(t) for name, t in found.items()} | {"c": space.default}
         damp = self.fallback.damp
         damped = {name: damp * t + (1 - damp) * unsearched[name] for name, t in found.items()}
@@ -402,20 +362,6 @@ class Feddle(Facts):
             ctx=ctx,
             teachers=teachers,
         )
-
-    def _start(self, space: Space, entries: list[A.Entry], arrived: Results, now: Round) -> Tensor:
-        if self.coef.init == "fresh":
-            return space.default
-        if self.coef.init == "zero":
-            return torch.zeros_like(space.default)
-        if self.coef.init == "uniform":
-            return torch.full_like(space.default, space.length / len(entries))
-        if self.coef.init == "examples":
-            weights = {r.participant: r.examples / sum(arrived.weights("examples")) for r in arrived}
-            shares = [weights[e["client"]] if e["added"] == now.index else 0.0 for e in entries]
-            return space.default.new_tensor(shares).unsqueeze(1).expand_as(space.default) * space.length
-        old = [space.default.new_zeros(1) if e["added"] == now.index else e["coefficients"] for e in entries]
-        return space.default + torch.stack([row.expand(space.default.shape[1]) for row in old])
 
     def _searched(
         self, space: Space, start: Tensor, state: State, now: Round
