@@ -1,6 +1,7 @@
 """The executor that works in lock-step: what it does together, what it does not, and what it does without memory.
 
-That all methods give the numbers of the sequential executor is in tests/test_executors.py.
+That all methods give the numbers of the sequential executor is in tests/test_executors.py; the passes it has
+for dense and for convolutional nets are in tests/test_stacked.py and tests/test_grouped.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import helpers
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,9 @@ from torch import Tensor, nn
 from hybridfl import params as P
 from hybridfl.assignment import task_of
 from hybridfl.executors import lock_step, vectorized
-from hybridfl.executors.grouped import grouped
 from hybridfl.executors.sequential import Sequential
-from hybridfl.executors.stacked import chain
 from hybridfl.executors.vectorized import Vectorized
-from hybridfl.local import Outcome, Task, run_net
+from hybridfl.local import Outcome, Task
 from hybridfl.optimizers import SGD, Adam
 from hybridfl.params import Params
 from hybridfl.probes import mean_loss
@@ -263,131 +261,6 @@ def test_a_client_that_diverges_is_seen_among_others() -> None:
     assert outcomes[0].result.model.params.keys() == start.params.keys()
 
 
-# -- dense nets ------------------------------------------------------------------------------------------------------
-
-
-class Written(nn.Module):
-    """With functions and methods in place of modules."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(8, 5), nn.Linear(5, 3, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.second(torch.tanh(F.relu(self.first(x.flatten(1)))).sigmoid())
-        return logits
-
-
-class Twice(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(1)
-        return x + self.layer(x)
-
-
-class Looks(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.layer(x.flatten(1))
-        return logits if x.shape[1] == 1 else logits * 2
-
-
-def tied() -> nn.Module:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(8, 8), nn.Linear(8, 8))
-    net[2].weight = net[1].weight
-    return net
-
-
-def with_a_spare() -> nn.Module:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(8, 3))
-    net.register_parameter("spare", nn.Parameter(torch.zeros(2)))
-    return net
-
-
-class Trains(nn.Module):
-    """Does something else in training, and is looked at when it was last evaluated."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(8, 3)
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.layer(x.flatten(1))
-        return 2 * logits if self.training else logits
-
-
-def with_a_hook() -> nn.Module:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(8, 3))
-    net[1].register_forward_pre_hook(lambda layer, inputs: (2 * inputs[0],))
-    return net
-
-
-def one_layer_twice() -> nn.Module:
-    layer = nn.Linear(8, 8)
-    return nn.Sequential(nn.Flatten(), layer, nn.ReLU(), layer)
-
-
-CHAINS = {
-    "relu": nn.Sequential(nn.Flatten(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)),
-    "others": nn.Sequential(nn.Flatten(), nn.Tanh(), nn.Linear(8, 5), nn.GELU(), nn.Identity(), nn.Linear(5, 3)),
-    "in place, no bias": nn.Sequential(
-        nn.Flatten(), nn.Linear(8, 5, bias=False), nn.ReLU(inplace=True), nn.Linear(5, 3)
-    ),
-    "several rows an example": nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6, 3)),
-    "functions": Written(),
-}
-OTHERS = {
-    "used twice": Twice(),
-    "one layer twice": one_layer_twice(),
-    "tied weights": tied(),
-    "a parameter that no layer has": with_a_spare(),
-    "traceable but unknown": nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.LayerNorm(6), nn.Linear(6, 3)),
-    "flattens otherwise": nn.Sequential(nn.Flatten(2), nn.Linear(8, 3), nn.Flatten(), nn.Linear(3, 3)),
-    "looks at shapes": Looks(),
-    "other in training": Trains(),
-    "a hook before a layer": with_a_hook(),
-}
-
-
-@pytest.mark.parametrize("name", CHAINS)
-def test_the_written_out_passes_of_a_chain_of_dense_layers(name: str) -> None:
-    net = CHAINS[name].double()
-    layers = chain(net)
-    assert layers is not None
-    rng = np.random.default_rng(0)
-    params = {n: torch.from_numpy(rng.standard_normal((3, *p.shape))) for n, p in net.named_parameters()}
-    x = torch.from_numpy(rng.standard_normal((3, 5, 1, 2, 4)))
-    upstream = torch.from_numpy(rng.standard_normal((3, 5, 3)))
-    tape = layers.forward(params, x)
-    found = layers.gradients(params, tape, upstream)
-    stepped = P.clone(params)
-    rates = {n: 0.1 * (i + 1) for i, n in enumerate(params)}
-    layers.descend(stepped, layers.forward(stepped, x), upstream, rates, weight_decay=0.2)
-    for k in range(3):
-        own = {n: tensor[k].clone().requires_grad_() for n, tensor in params.items()}
-        logits = run_net(net, own, {}, x[k].clone())
-        assert torch.allclose(tape[-1].after[k], logits, rtol=0, atol=1e-12)
-        expected = torch.autograd.grad((logits * upstream[k]).sum(), list(own.values()))
-        for (n, tensor), grad in zip(own.items(), expected, strict=True):
-            assert torch.allclose(found[n][k], grad, rtol=0, atol=1e-12)
-            after = (1 - rates[n] * 0.2) * tensor - rates[n] * grad
-            assert torch.allclose(stepped[n][k], after, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_what_is_more_than_a_chain_of_dense_layers_is_left_to_autograd(name: str) -> None:
-    training = OTHERS[name].training
-    assert chain(OTHERS[name]) is None
-    assert OTHERS[name].training == training
-
-
 def test_a_rule_of_ones_own_is_not_taken_for_plain_descent() -> None:
     class Signs(SGD):
         def update(self, theta: Params, grads: Params, state: Any, lrs: Mapping[str, float]) -> None:
@@ -398,72 +271,8 @@ def test_a_rule_of_ones_own_is_not_taken_for_plain_descent() -> None:
     check(work=Signs(lr=0.01))
 
 
-# -- convolutional nets ----------------------------------------------------------------------------------------------
-
-
-def pooled(*stages: nn.Module, dense: tuple[nn.Module, ...]) -> nn.Module:
-    return nn.Sequential(*stages, nn.Flatten(), *dense)
-
-
-CONVOLUTIONAL = {
-    "pooling and a hidden layer": pooled(
-        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), dense=(nn.Linear(24, 5), nn.ReLU(), nn.Linear(5, 3))
-    ),
-    "normalised, no bias": pooled(
-        nn.Conv2d(2, 4, 3, padding="same", bias=False),
-        nn.GroupNorm(2, 4),
-        nn.GELU(),
-        nn.AdaptiveAvgPool2d(1),
-        dense=(nn.Linear(4, 3, bias=False),),
-    ),
-    "groups, strides and gaps": pooled(
-        nn.Conv2d(2, 4, (2, 3), stride=(1, 2), groups=2),
-        nn.GroupNorm(4, 4, affine=False),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(4, 2, 2, dilation=(2, 1)),
-        nn.AvgPool2d(1),
-        dense=(nn.Linear(2, 3),),
-    ),
-}
-LEFT_TO_VMAP = {
-    "dense alone": nn.Sequential(nn.Flatten(), nn.Linear(48, 3)),
-    "pooling alone": pooled(nn.MaxPool2d(2), dense=(nn.Linear(12, 3),)),
-    "pads with itself": pooled(nn.Conv2d(2, 1, 3, padding=1, padding_mode="circular"), dense=(nn.Linear(24, 3),)),
-    "batch norm": pooled(nn.Conv2d(2, 1, 1), nn.BatchNorm2d(1), dense=(nn.Linear(24, 3),)),
-    "dense over columns": pooled(nn.Conv2d(2, 1, 1), nn.Linear(6, 6), dense=(nn.Linear(24, 3),)),
-    "not flattened": nn.Sequential(nn.Conv2d(2, 3, 1), nn.AdaptiveAvgPool2d(1)),
-    "one convolution twice": pooled(*[nn.Conv2d(2, 2, 1)] * 2, dense=(nn.Linear(48, 3),)),
-}
-
-
-@pytest.mark.parametrize("name", CONVOLUTIONAL)
-def test_channels_of_all_clients_side_by_side(name: str) -> None:
-    net = CONVOLUTIONAL[name].double()
-    layers = grouped(net)
-    assert layers is not None
-    rng = np.random.default_rng(0)
-    params = {
-        n: torch.from_numpy(rng.standard_normal((3, *p.shape))).requires_grad_() for n, p in net.named_parameters()
-    }
-    x = torch.from_numpy(rng.standard_normal((3, 5, 2, 4, 6)))
-    upstream = torch.from_numpy(rng.standard_normal((3, 5, 3)))
-    logits = layers.forward(params, x)
-    found = dict(zip(params, torch.autograd.grad(logits, list(params.values()), upstream), strict=True))
-    for k in range(3):
-        own = {n: tensor[k].detach().clone().requires_grad_() for n, tensor in params.items()}
-        expected = run_net(net, own, {}, x[k].clone())
-        assert torch.allclose(logits[k], expected, rtol=0, atol=1e-12)
-        grads = torch.autograd.grad(expected, list(own.values()), upstream[k])
-        for (n, _), grad in zip(own.items(), grads, strict=True):
-            assert torch.allclose(found[n][k], grad, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", LEFT_TO_VMAP)
-def test_what_is_more_than_convolutions_and_dense_layers_is_left_to_vmap(name: str) -> None:
-    assert grouped(LEFT_TO_VMAP[name]) is None
-
-
 def test_such_nets_are_not_run_under_vmap(alone: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutional ones, see tests/test_grouped.py."""
     monkeypatch.setattr(torch.func, "vmap", None)
     line = ("model=cnn", "model.channels=[4,4]", "client_optimizer.momentum=0.9", "augmentation=mixup")
     once, again = check(*line), check(*line)
