@@ -96,9 +96,9 @@ def resolved(config: dict[str, Any]) -> dict[str, Any]:
         text: told[1] for text in texts if (told := ENVIRONMENT.fullmatch(text)) and (told[2] or told[1] in os.environ)
     }
     if len(names) < len(set(texts)):
-        whole = OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
-        assert isinstance(whole, dict)
-        return {str(key): value for key, value in whole.items()}
+        plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
+        assert isinstance(plain, dict)
+        return {str(key): value for key, value in plain.items()}
     if not texts:
         return config
     # One at a time: OmegaConf takes a hundredth of a second and more for the whole.
