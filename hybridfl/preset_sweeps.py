@@ -37,7 +37,7 @@ class PresetSweep:
         each: overrides of every cell, key → value, or a list of values that are swept over.
         cells: further ones by the cell's name; those of a cell replace those of ``each``.
         pretrained: files in the output folder that cells start from, and what is typed after ``hybridfl pretrain`` for each.
-        core_minutes: what all of it took, measured, on one core of a named machine.
+        core_minutes: what it took, measured, on one core; what presets of a study share is counted in the first of them.
     """
 
     each: dict[str, Any] = field(default_factory=dict)

@@ -50,7 +50,7 @@ def announce(chosen: argparse.Namespace) -> None:
         )
     if each:
         total = sum(measured.get(name, each * number) for name, number in jobs.items())
-        print(f"all of it: {total / 60:.1f} core-hours, less what is finished or shared", file=sys.stderr)
+        print(f"all of it: {total / 60:.1f} core-hours, less what is finished", file=sys.stderr)
 
 
 def pretrain(name: str, chosen: argparse.Namespace) -> None:
