@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -208,7 +209,8 @@ class Composer:
             if override.is_sweep_override() and not list(override.sweep_string_iterator()):
                 key = override.key_or_group
                 raise ConfigError(key, f"'{override.input_line}' matches nothing. {self._valid_choices(key)}".rstrip())
-        return [list(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
+        jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+        return [[_with_interpolations(text) for text in job] for job in jobs]
 
     def composition(self, overrides: Sequence[str]) -> Composition:
         """What Hydra makes of these overrides, interpolations unresolved; its own errors."""
@@ -272,6 +274,11 @@ def _at(config: Any, place: str) -> Any:
     for name in place.split("."):
         config = config.get(name) if isinstance(config, dict) else None
     return config
+
+
+def _with_interpolations(text: str) -> str:
+    """An override of a job as one would type it: the sweeper escapes the braces of an interpolation, and what is within."""
+    return re.sub(r"\$\\\{.*?\\\}", lambda told: re.sub(r"\\(.)", r"\1", told[0]), text)
 
 
 def _without_tilde(override: str) -> str:

@@ -179,6 +179,13 @@ def test_a_launcher_is_named_on_the_line_not_in_a_preset(brought: str) -> None:
     assert str(error.value).startswith("experiment: a preset cannot bring a launcher or a sweeper; type it on the line")
 
 
+def test_jobs_with_interpolations_are_as_one_would_type_them(composer: Composer) -> None:
+    typed = ["output_dir=${oc.env:NO_SUCH_NAME,a}", "start=random,${output_dir}/x.pt", "device=a\\,b"]
+    jobs = composer.expand(typed)
+    assert jobs == [[typed[0], f"start={start}", typed[2]] for start in ("random", "${output_dir}/x.pt")]
+    assert composer.compose(jobs[1]).config["start"] == "a/x.pt"
+
+
 # -- the shipped ones ------------------------------------------------------------------------------------------------
 
 SHIPPED = [name for name, file in choices("experiment").items() if "\nsweeps:" in file.read_text()]

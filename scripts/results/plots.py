@@ -22,9 +22,14 @@ def draw(grid: Grid, file: Path) -> None:
 
     across = min(PANELS, len(grid.columns))
     down = -(-len(grid.columns) // across)
-    height = 1.0 + 0.17 * len(grid.rows)
+    height = 0.8 + 0.17 * len(grid.rows)
     figure, axes = pyplot.subplots(
-        down, across, figsize=(2.2 + 2.6 * across, down * height), squeeze=False, sharey=True
+        down,
+        across,
+        figsize=(2.2 + 2.6 * across, down * height),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
     )
     for place, axis in enumerate(axes.flat):
         if place >= len(grid.columns):
