@@ -80,8 +80,8 @@ class Pool:
             if worker.ended:
                 del self._workers[slot]
             if outcome and job:
+                jobs.finish(job, outcome)  # stored first: what was said must hold after an interrupt
                 board.end(slot, job, outcome)
-                jobs.finish(job, outcome)
 
     def _environment(self, slot: int) -> Mapping[str, str]:
         return {"CUDA_VISIBLE_DEVICES": self.devices[slot % len(self.devices)]} if self.devices else {}

@@ -171,11 +171,11 @@ class Submitted:
             if submitted.done():
                 del self._running[slot]
                 outcome = self._outcome(job, submitted)
+                jobs.finish(job, outcome)  # stored first: what was said must hold after an interrupt
                 if outcome.status == "done":
                     folder = Path(job.composed.config["output_dir"]) / "runs" / outcome.run
                     board.progress(slot).finish(f"done: {read_run(folder).summary()}")
                 board.end(slot, job, outcome)
-                jobs.finish(job, outcome)
 
     def _outcome(self, job: Job, submitted: Any) -> Outcome:
         logs = f"its log is {submitted.paths.stderr}"

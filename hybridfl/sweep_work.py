@@ -79,8 +79,8 @@ def in_order(jobs: Queue, board: Board, cache: DataCache) -> None:
     while not jobs.stopped and (job := jobs.take()) is not None:
         board.begin(0, job)
         outcome = work(job, cache, board.progress(0))
+        jobs.finish(job, outcome)  # stored first: what was said must hold after an interrupt
         board.end(0, job, outcome)
-        jobs.finish(job, outcome)
 
 
 def _cores() -> int:

@@ -83,13 +83,13 @@ def until(found: Callable[[], Any], seconds: float = 60) -> Any:
     return value
 
 
-def working(number: int) -> Callable[[], dict[int, int]]:
-    """The processes by seed, once there are so many."""
+def working(*seeds: int) -> Callable[[], dict[int, int]]:
+    """The processes by seed, once all of these seeds have one: which of several starts first is chance."""
 
     def found() -> dict[int, int]:
         lines = Path("workers.txt").read_text().split("\n")[:-1] if Path("workers.txt").exists() else []
         pairs = dict(tuple(map(int, line.split())) for line in lines)
-        return pairs if len(pairs) >= number else {}
+        return pairs if set(seeds) <= pairs.keys() else {}
 
     return found
 
@@ -241,7 +241,7 @@ def test_a_killed_worker_fails_its_job_only(tmp_path: Path) -> None:
     for seed in (0, 2):
         Path(f"go-{seed}").touch()
     process = start(tmp_path, "train", "-m", *SLOWLY, "seed=1,0,2", *JOBLIB)
-    pid = until(lambda: working(1)().get(1))
+    pid = until(working(1))[1]
     os.kill(pid, signal.SIGKILL)
     process.join()
     told = said(tmp_path, process)
@@ -258,7 +258,7 @@ def test_a_killed_worker_fails_its_job_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_workers_stop_with_the_sweep_after_their_checkpoints(how: signal.Signals, tmp_path: Path) -> None:
     process = start(tmp_path, "train", "-m", *SLOWLY, "seed=0,1,2", *JOBLIB)
-    pids = until(working(2))
+    pids = until(working(0, 1))
     assert process.pid is not None
     os.kill(process.pid, how)
     process.join()
@@ -276,7 +276,7 @@ def test_workers_stop_with_the_sweep_after_their_checkpoints(how: signal.Signals
 def test_a_worker_that_is_told_to_stop_leaves_its_job_for_later(tmp_path: Path) -> None:
     Path("go-1").touch()
     process = start(tmp_path, "train", "-m", *SLOWLY, "seed=0,1", *JOBLIB)
-    os.kill(until(lambda: working(1)().get(0)), signal.SIGTERM)
+    os.kill(until(working(0))[0], signal.SIGTERM)
     process.join()
     told = said(tmp_path, process)
     assert process.exitcode == 1
@@ -291,7 +291,7 @@ def test_fail_fast_stops_the_other_workers(tmp_path: Path) -> None:
     answer = call("train", "-m", *SLOWLY, "seed=0,1,2", "fail_fast=true", *JOBLIB)
     assert answer.status == 1
     assert [job["status"] for job in rows(answer.folder / "runs.csv")] == ["failed", "pending", "pending"]
-    assert not any(map(is_alive, working(1)().values()))
+    assert not any(map(is_alive, working(0)().values()))
 
 
 # -- other processes -------------------------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ def test_submitit_runs_jobs_of_this_machine(tmp_path: Path) -> None:
     jobs = rows(answer.folder / "runs.csv")
     assert [job["status"] for job in jobs] == ["done", "failed"]
     assert jobs[1]["error"].startswith("ValueError: no file for me; the traceback is in ")
-    assert os.getpid() not in working(2)().values()
+    assert os.getpid() not in working(0, 1)().values()
     alone = done(*SLOWLY, "seed=0", "output_dir=alone")
     assert tables(alone) == tables(tmp_path / "outputs" / "runs" / jobs[0]["run"])
     logs = [file.read_text() for file in (answer.folder / "submitit").glob("*_log.out")]
@@ -347,14 +347,14 @@ def test_submitit_jobs_stop_with_the_sweep_and_killed_ones_fail(tmp_path: Path) 
     Path("go-2").touch()
     line = ("train", "-m", *SLOWLY, "seed=0,1,2", "hydra/launcher=submitit_local")
     process = start(tmp_path, *line)
-    pids = until(working(2))
+    pids = until(working(0, 1))
     os.kill(pids[0], signal.SIGKILL)
     until(lambda: "failed: " in said(tmp_path, process))
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
     process.join()
     assert process.exitcode == 130, said(tmp_path, process)
-    assert not any(map(is_alive, working(2)().values()))
+    assert not any(map(is_alive, working(0, 1)().values()))
     (sweep,) = Path("outputs/sweeps").iterdir()
     jobs = rows(sweep / "runs.csv")
     assert jobs[0]["status"] == "failed"
