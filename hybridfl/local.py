@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hybridfl import params as P
 from hybridfl.activations import inputs_of
 from hybridfl.data.augmentation import Augment
+from hybridfl.deferred import Deferred
 from hybridfl.merging.slices import sliced
 from hybridfl.optimizers import LocalWork, batches, clipped, learning_rates
 from hybridfl.params import Params
@@ -103,6 +104,11 @@ class Workbench:
     chunk: int
     other_widths: Mapping[float, nn.Module] = field(default_factory=dict)
 
+    @cached_property
+    def largest(self) -> Tensor:
+        """Absolute value of the largest number of all inputs, 0-d; NaN if one of them is that."""
+        return torch.stack(self.x.aminmax()).abs().amax()
+
     def net_at(self, width: float) -> nn.Module:
         return self.net if width == 1 else self.other_widths[width]
 
@@ -156,14 +162,13 @@ def run_task(bench: Workbench, task: Task) -> Outcome:
     passes: dict[float, int] = {}
     with torch_random(task.torch_seed, bench.x.device):
         theta, buffers, state, loss = _train(bench, task, passes)
-    return finished(bench, task, theta, buffers, state, loss, passes)
+    return finished(bench, task, Model(theta, buffers), state, loss, passes)
 
 
 def finished(
     bench: Workbench,
     task: Task,
-    theta: Params,
-    buffers: Params,
+    model: Model | Deferred,
     state: State,
     loss: float,
     passes: dict[float, int],
@@ -172,18 +177,19 @@ def finished(
     """What is reported of a task whose steps are done, after its probes.
 
     Args:
+        model: θ and the buffers; deferred only without probes.
         state: of the optimiser.
         loss: mean over the steps.
         passes: examples by width up to now; probes add to it.
         finite: as in :class:`Outcome`.
     """
     job = task.job
-    statistics = _measure(bench, task, theta, buffers, passes) if job.probes else {}
+    statistics = _measure(bench, task, *model, passes) if job.probes and isinstance(model, Model) else {}
     result = Result(
         participant=job.participant,
         tag=job.tag,
         start=job.start,
-        model=Model(theta, buffers),
+        model=cast(Model, model),  # which writes it out when it is read
         examples=task.examples,
         steps=task.steps,
         loss=loss,

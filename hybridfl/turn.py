@@ -122,6 +122,8 @@ class Turn:
             lost += arrival.lost
             result = None if arrival.lost else self.sound(job, outcome)
             upload = returned(job, outcome.result, self.federation.kept_names)
+            if result is not None and arrival.round > self.index:
+                result.write_out()  # as a checkpoint would: a run that goes on from one adds up the same numbers
             self.in_flight.append(InFlight(arrival.round, arrival.slot, order, result, upload))
         due = sorted((r for r in self.in_flight if r.arrival == self.index), key=lambda r: (r.slot, r.order))
         self.in_flight = [r for r in self.in_flight if r.arrival > self.index]

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hybridfl import deferred
 from hybridfl import params as P
+from hybridfl.deferred import Deferred
 from hybridfl.optimizers import LocalWork
 from hybridfl.parametrization import Parametrization, full
 from hybridfl.params import Params
@@ -173,7 +175,8 @@ class Result:
     Attributes:
         participant, tag: as in the job.
         start: the model the job started from (shared, not copied).
-        model: θ after the local work, and the buffers it left.
+        model: θ after the local work, and the buffers it left. Clients in lock-step may leave it to the first who reads it
+            to have it written out, see :mod:`hybridfl.deferred`; means need not.
         examples: size of the view.
         steps: local steps really done.
         loss: mean loss over these steps; NaN for a measurement.
@@ -194,9 +197,43 @@ class Result:
     birth: int = 0
 
     @property
+    def deferred(self) -> Deferred | None:
+        """The model, if it is not written out yet."""
+        given: Model | Deferred = vars(self)["_model"]
+        return given if isinstance(given, Deferred) and not given.stack.is_written else None
+
+    def write_out(self) -> None:
+        """As if it had been read."""
+        _ = self.model
+
+    @property
+    def sizes(self) -> Model:
+        """The model, or one with the same names and sizes if this one is not written out."""
+        return self.start if self.deferred else self.model
+
+    @property
     def delta(self) -> Params:
         """The update: θ after minus θ before."""
         return P.subtract(self.model.params, self.start.params)
+
+
+class _Model:
+    """:attr:`Result.model`, which may be given deferred, and is written out when it is read."""
+
+    def __get__(self, result: Result | None, owner: type[Result]) -> Any:
+        if result is None:
+            return self
+        given: Model | Deferred = vars(result)["_model"]
+        if isinstance(given, Deferred):
+            vars(result)["_model"] = given = Model(given.params(), {})
+        return given
+
+    def __set__(self, result: Result, value: Model | Deferred) -> None:
+        vars(result)["_model"] = value
+
+
+# After the class has been made, as type checkers take a field's descriptor for a default.
+Result.model = _Model()  # type: ignore[assignment]
 
 
 class Results(list[Result]):
@@ -216,6 +253,9 @@ class Results(list[Result]):
 
     def mean(self, by: Literal["examples", "uniform"] = "examples") -> Model:
         """Weighted mean of the returned models, buffers too."""
+        waiting = [found for r in self if (found := r.deferred)]
+        if waiting and len(waiting) == len(self):
+            return Model(deferred.mean(waiting, self.shares(by)), {})
         return Model(P.mean([r.model.params for r in self], self.weights(by)), self.mean_buffers(by))
 
     def mean_delta(self, by: Literal["examples", "uniform"] = "examples") -> Params:

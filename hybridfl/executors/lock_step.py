@@ -16,16 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
+from hybridfl.deferred import Deferred, Product, Stack, written
 from hybridfl.executors.batching import Fed, Feed, Selection, Share
 from hybridfl.executors.grouped import Grouped, grouped
-from hybridfl.executors.stacked import Chain, chain
+from hybridfl.executors.stacked import Chain, chain, is_shared
 from hybridfl.local import TRAINING_PASSES, Outcome, Task, Workbench, finished, loss_of, only
 from hybridfl.merging.slices import sliced
 from hybridfl.optimizers import learning_rates
 from hybridfl.parametrization import full
 from hybridfl.params import Params
 from hybridfl.stateless import run_net
-from hybridfl.types import Apply, Batch, State
+from hybridfl.types import Apply, Batch, Model, State
 
 
 class NotInLockStep(Exception):
@@ -106,6 +107,9 @@ class LockStep:
         self.buffers = _stacks([start.buffers for start in starts])
         self.frozen = _merged([task.job.frozen for task in tasks])
         self.ctx = _merged([task.job.ctx for task in tasks])
+        # What the clients of a chain add to the first layer's weights, as long as they share them.
+        self.products: list[Product] = []
+        self.deferring = self.shared_weight() if self.chain else None
         self.state: State = {}
         self.passes: dict[float, np.ndarray] = {}
         self.total = torch.zeros(len(tasks), device=bench.x.device, dtype=torch.float64)
@@ -127,17 +131,20 @@ class LockStep:
             states = [_of_clients(self.state, share.chosen) for share in shares]
             for share, state in zip(shares, states, strict=True):
                 self.step(share, state, lrs)
+        if self.products and (any(task.job.probes for task in tasks) or not self.surely_finite()):
+            self.write_out()
         finite = self.finite()
+        if not all(finite):
+            self.write_out()  # what the others' mean adds up, with no share, must be finite too
         losses = (self.total / torch.tensor([task.steps for task in tasks], device=self.total.device)).tolist()
-        theta, buffers = _apart(self.theta, len(tasks)), _apart(self.buffers, len(tasks))
+        models = self.models()
         seen = {width: examples.tolist() for width, examples in self.passes.items()}
         passes = [{width: examples[i] for width, examples in seen.items()} for i in range(len(tasks))]
         return [
             finished(
                 self.bench,
                 task,
-                theta[i],
-                buffers[i],
+                models[i],
                 {},
                 losses[i],
                 passes[i],
@@ -146,9 +153,52 @@ class LockStep:
             for i, task in enumerate(tasks)
         ]
 
+    def models(self) -> list[Model] | list[Deferred]:
+        """Every client's."""
+        if self.deferring and self.products:
+            stack = Stack(self.theta, {self.deferring: self.products})
+            return [Deferred(stack, i) for i in range(len(self.tasks))]
+        theta, buffers = _apart(self.theta, len(self.tasks)), _apart(self.buffers, len(self.tasks))
+        return [Model(*parts) for parts in zip(theta, buffers, strict=True)]
+
+    def shared_weight(self) -> str | None:
+        """The chain's first weights, if a step only adds a product to them and all clients have the same."""
+        name, plain = self.chain.first_weight if self.chain else None, is_plain(self.first)
+        return name if name and plain and not self.first.work.weight_decay and is_shared(self.theta[name]) else None
+
+    def keep_products(self, fed: Fed) -> list[Product] | None:
+        """Where the coming step's product goes; ``None`` once weights that are written out are faster, or smaller."""
+        if self.deferring is None:
+            return None
+        outputs, inputs = self.theta[self.deferring].shape[1:]
+        rows, more = sum(product.rows for product in self.products), fed.x[0].numel() // inputs
+        if rows + more <= outputs and rows * (inputs + outputs) <= inputs * outputs:
+            return self.products
+        self.write_out()
+        return None
+
+    def write_out(self) -> None:
+        """All clients' own weights, with the products added; from now on steps change them."""
+        if self.deferring and self.products:
+            start = self.theta[self.deferring][0]
+            self.theta[self.deferring] = written(start, self.products, len(self.tasks))
+        self.products, self.deferring = [], None
+
+    def surely_finite(self) -> bool:
+        """Whether the start and the products are so small that no sum of them is beyond the largest number."""
+        assert self.deferring
+        start, untouched = self.theta[self.deferring][0], self.chain and self.chain.reads_examples
+        largest = self.bench.largest if untouched and self.first.augment is None else None
+        bound = start.abs().amax().double()
+        for left, right, rate in self.products:
+            size = torch.stack(right.aminmax()).abs().amax() if largest is None else largest
+            bound = bound + abs(rate) * size.double() * left.abs().sum((1, 2)).amax()
+        return bool(bound < torch.finfo(start.dtype).max / 4)
+
     def finite(self) -> list[bool]:
-        """Of every client, whether all its tensors are; False may also be one whose sum is too large."""
-        stacks = [*self.theta.values(), *(stack for stack in self.buffers.values() if stack.is_floating_point())]
+        """Of every client, whether all its tensors are but those kept as products; False may also be one whose sum is too large."""
+        theta = [stack for name, stack in self.theta.items() if not (self.products and name == self.deferring)]
+        stacks = [*theta, *(stack for stack in self.buffers.values() if stack.is_floating_point())]
         # Products with ones, which are sums in half the time.
         rows = [stack.reshape(len(stack), -1) for stack in stacks]
         sums = torch.stack([(own @ own.new_ones(own.shape[1])).double() for own in rows])
@@ -157,16 +207,17 @@ class LockStep:
 
     def step(self, share: Share, state: State, lrs: Mapping[str, float]) -> None:
         chosen, fed = share.chosen, share.fed
+        products = self.keep_products(fed)
         theta, buffers, total = (_part(whole, chosen) for whole in (self.theta, self.buffers, self.total))
         if self.chain is None:
             losses, grads, calls = self.differentiated(fed, theta, buffers, chosen)
             self.update(theta, grads, state, lrs, chosen)
         else:
             calls = Counter({self.first.job.width: TRAINING_PASSES})
-            tape = self.chain.forward(theta, fed.x)
+            tape = self.chain.forward(theta, fed.x, self.products)
             losses, slope = cross_entropy_and_slope(tape[-1].after, fed, self.classes)
             if is_plain(self.first):
-                self.chain.descend(theta, tape, slope, lrs, self.first.work.weight_decay)
+                self.chain.descend(theta, tape, slope, lrs, self.first.work.weight_decay, products)
             else:
                 grads = self.chain.gradients(theta, tape, slope)
                 theta = {name: stack.contiguous() for name, stack in theta.items()}

@@ -3,13 +3,16 @@
 ``torch.func.vmap`` runs any net for all clients at once, but its bookkeeping, and that of autograd, cost as much as the
 arithmetic of a small dense net. Such nets are traced once; their passes are written out here, so that a step of plain
 gradient descent adds the product that makes up a gradient to the weights at once, without a gradient in between. As long
-as all clients have the same weights, which are then one tensor expanded, there is one product for all their examples.
+as all clients have the same weights, which are then one tensor expanded, there is one product for all their examples; for
+the first layer, most often the largest, that stays so in the next steps: what they added is kept as products, see
+:mod:`hybridfl.deferred`, while these have fewer numbers than the weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -17,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridfl.deferred import Product
 from hybridfl.models.precision import is_lowered
 from hybridfl.params import Params
 
@@ -84,17 +88,34 @@ class Chain:
 
     layers: tuple[Layer, ...]
 
-    def forward(self, params: Params, x: Tensor) -> list[Passed]:
+    @cached_property
+    def first(self) -> int:
+        """Position of the first dense layer, whose input needs no gradient."""
+        return next((i for i, layer in enumerate(self.layers) if isinstance(layer, Dense)), len(self.layers))
+
+    @cached_property
+    def first_weight(self) -> str | None:
+        """Its weights, which products may be kept beside."""
+        layer = self.layers[self.first] if self.first < len(self.layers) else None
+        return f"{layer.name}.weight" if isinstance(layer, Dense) else None
+
+    @property
+    def reads_examples(self) -> bool:
+        """Whether the first dense layer is given the examples' own numbers."""
+        return all(isinstance(layer, Flatten) for layer in self.layers[: self.first])
+
+    def forward(self, params: Params, x: Tensor, products: Sequence[Product] = ()) -> list[Passed]:
         """All layers' inputs and outputs; the last output is the logits ``(clients, b, classes)``.
 
         Args:
             params: with the clients as first axis; what they share may be expanded.
             x: ``(clients, b, …)``.
+            products: to be added to the first layer's weights, which are shared then.
         """
         tape: list[Passed] = []
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             x = x if not tape else tape[-1].after.detach()
-            tape.append(_passed(layer, params, x))
+            tape.append(_passed(layer, params, x, products if i == self.first else ()))
         return tape
 
     def backward(self, params: Params, tape: list[Passed], grad: Tensor) -> Iterator[Slope]:
@@ -105,7 +126,7 @@ class Chain:
         Args:
             grad: of the logits.
         """
-        first = next((i for i, layer in enumerate(self.layers) if isinstance(layer, Dense)), len(tape))
+        first = self.first
         for i in range(len(tape) - 1, first - 1, -1):
             layer, (before, after) = self.layers[i], tape[i]
             if isinstance(layer, Flatten):
@@ -123,23 +144,34 @@ class Chain:
                     yield Slope(f"{layer.name}.bias", out, None)
 
     def descend(
-        self, params: Params, tape: list[Passed], grad: Tensor, lrs: Mapping[str, float], weight_decay: float
+        self,
+        params: Params,
+        tape: list[Passed],
+        grad: Tensor,
+        lrs: Mapping[str, float],
+        weight_decay: float,
+        products: list[Product] | None = None,
     ) -> None:
         """A step of gradient descent on all parameters: ``θ ← (1 - lr · weight_decay) θ - lr · gradient``.
 
         It is done in place, but puts new tensors where the clients shared one.
+
+        Args:
+            products: where the first layer's is added, instead of to the weights.
         """
         for name, left, right in self.backward(params, tape, grad):
             kept, rate, old = 1 - lrs[name] * weight_decay, -lrs[name], params[name]
-            if right is not None:
+            if right is not None and products is not None and name == self.first_weight:
+                products.append(Product(left, right, rate))
+            elif right is not None:
                 out = torch.empty_like(old, memory_format=torch.contiguous_format) if is_shared(old) else old
                 params[name] = torch.baddbmm(old, left, right, beta=kept, alpha=rate, out=out)
-                continue
-            if is_shared(old):
-                params[name] = old = old.contiguous()
-            if weight_decay:
-                old.mul_(kept)
-            old.add_(left.sum(2), alpha=rate)
+            else:
+                if is_shared(old):
+                    params[name] = old = old.contiguous()
+                if weight_decay:
+                    old.mul_(kept)
+                old.add_(left.sum(2), alpha=rate)
 
     def gradients(self, params: Params, tape: list[Passed], grad: Tensor) -> Params:
         """By name, in the order of ``params``."""
@@ -155,7 +187,7 @@ def is_shared(stack: Tensor) -> bool:
     return len(stack) > 1 and stack.stride(0) == 0
 
 
-def _passed(layer: Layer, params: Params, x: Tensor) -> Passed:
+def _passed(layer: Layer, params: Params, x: Tensor, products: Sequence[Product]) -> Passed:
     if isinstance(layer, Flatten):
         return Passed(x, x.flatten(2))
     if isinstance(layer, Elementwise):
@@ -165,6 +197,15 @@ def _passed(layer: Layer, params: Params, x: Tensor) -> Passed:
             before = x.detach().requires_grad_()
             return Passed(before, layer.function(before))
     weight, bias = params[f"{layer.name}.weight"], params[f"{layer.name}.bias"] if layer.bias else None
+    if products:
+        rows = x.flatten(1, -2)
+        found = F.linear(rows, weight[0])
+        for left, right, rate in products:
+            those = slice(0, len(rows))
+            found.baddbmm_(torch.bmm(rows, right[those].transpose(1, 2)), left[those].transpose(1, 2), alpha=rate)
+        if bias is not None:
+            found += bias.unsqueeze(1)
+        return Passed(x, found.view(*x.shape[:-1], -1))
     if is_shared(weight):
         return Passed(x, F.linear(x, weight[0], None if bias is None else bias[0]))
     # Weights on the left and features before rows is the order in which small products are fastest.
