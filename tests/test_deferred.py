@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import helpers
+import local_helpers
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridfl import params as P
 from hybridfl.assignment import task_of
@@ -21,6 +22,7 @@ from hybridfl.executors.vectorized import Vectorized
 from hybridfl.experiment import packed, unpacked
 from hybridfl.local import Outcome, Task
 from hybridfl.methods.fedavg import FedAvg
+from hybridfl.optimizers import SGD
 from hybridfl.probes import mean_loss
 from hybridfl.types import Job, Model, Results
 
@@ -155,3 +157,14 @@ def test_late_results_are_written_out_as_a_checkpoint_would_have_them() -> None:
     again = helpers.engine_of(played, Late())
     whole = unpack(pack(packed(seen[3])))
     assert helpers.identical(again.step(unpacked(whole))[0].state, seen[4].state)
+
+
+def test_a_net_of_one_layer_without_bias_can_be_nothing_but_products() -> None:
+    bench = local_helpers.bench(nn.Sequential(nn.Flatten(), nn.Linear(4, 12, bias=False)))
+    tasks = [local_helpers.task(bench, SGD(lr=0.1, batch_size=10, epochs=1), seed=k) for k in range(3)]
+    tasks = [replace(task, job=replace(task.job, start=tasks[0].job.start)) for task in tasks]
+    expected = [local_helpers.task(bench, SGD(lr=0.1, batch_size=10, epochs=1), seed=k) for k in range(3)]
+    found = results(Vectorized().run(bench, tasks))
+    assert all(result.deferred for result in found)
+    for one, other in zip(results(Sequential().run(bench, expected)), found, strict=True):
+        assert helpers.close(one.model.params, other.model.params)

@@ -141,16 +141,7 @@ class LockStep:
         seen = {width: examples.tolist() for width, examples in self.passes.items()}
         passes = [{width: examples[i] for width, examples in seen.items()} for i in range(len(tasks))]
         return [
-            finished(
-                self.bench,
-                task,
-                models[i],
-                {},
-                losses[i],
-                passes[i],
-                finite[i],
-            )
-            for i, task in enumerate(tasks)
+            finished(self.bench, task, models[i], {}, losses[i], passes[i], finite[i]) for i, task in enumerate(tasks)
         ]
 
     def models(self) -> list[Model] | list[Deferred]:
@@ -196,11 +187,13 @@ class LockStep:
         return bool(bound < torch.finfo(start.dtype).max / 4)
 
     def finite(self) -> list[bool]:
-        """Of every client, whether all its tensors are but those kept as products; False may also be one whose sum is too large."""
+        """Of every client, whether all its tensors are, products aside; False may also be one whose sum is too large."""
         theta = [stack for name, stack in self.theta.items() if not (self.products and name == self.deferring)]
         stacks = [*theta, *(stack for stack in self.buffers.values() if stack.is_floating_point())]
         # Products with ones, which are sums in half the time.
         rows = [stack.reshape(len(stack), -1) for stack in stacks]
+        if not rows:
+            return [True] * len(self.tasks)
         sums = torch.stack([(own @ own.new_ones(own.shape[1])).double() for own in rows])
         found: list[bool] = torch.isfinite(sums).all(0).tolist()
         return found
