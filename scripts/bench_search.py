@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hybridfl.local import Task, Workbench, laid_out, run_net, run_task
+from hybridfl.local import Task, Workbench, laid_out, run_task
 from hybridfl.merging import atlas
 from hybridfl.merging.objectives import SearchLoss
 from hybridfl.models.resnet import ResNet
@@ -33,6 +33,7 @@ from hybridfl.optimizers import Adam
 from hybridfl.parametrization import AtlasSpan
 from hybridfl.params import Layout, Params
 from hybridfl.rng import stream
+from hybridfl.stateless import run_net
 from hybridfl.types import SERVER, Job, Model
 
 EXAMPLES = 512

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -84,10 +84,11 @@ def write_given(runner: Hybridfl, rounds: int, file: Path) -> None:
     """What the references need to train the same clients from the same weights."""
     federation, schedule = runner.plan.federation, runner.engine.schedule
     shares = [federation.owned(client) for client in range(federation.clients.number)]
+    starts: dict[str, Any] = {f"start {i}": tensor.numpy() for i, tensor in enumerate(federation.start.params.values())}
     np.savez(
         file,
         rows=np.concatenate(shares),
         sizes=np.array([len(share) for share in shares]),
         cohorts=np.array([[arrival.client for arrival in schedule.born(r)] for r in range(rounds)]),
-        **{f"start {i}": tensor.numpy() for i, tensor in enumerate(federation.start.params.values())},
+        **starts,
     )

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from benchmark.references import untrained
 from benchmark.workloads import BATCH, Workload
 from hybridfl.executors.grouped import Grouped, OfChannels, grouped
-from hybridfl.local import laid_out, run_net
+from hybridfl.local import laid_out
 from hybridfl.params import Params
+from hybridfl.stateless import run_net
 
 ALONE = "alone"
 

@@ -80,7 +80,9 @@ class Reference:
     def batches(self, number: int, client: int) -> Sequence[Tensor]:
         """Positions of an epoch's batches, the last one short."""
         rows = self.given.clients[client]
-        return torch.from_numpy(rows[self.order(number, client, len(rows))]).to(self.given.x.device).split(BATCH)
+        order = torch.from_numpy(rows[self.order(number, client, len(rows))]).to(self.given.x.device)
+        parts: Sequence[Tensor] = order.split(BATCH)
+        return parts
 
     def train(self, net: nn.Module, batches: Sequence[Tensor]) -> None:
         """Stochastic gradient descent without an optimiser object, which would cost a small net half as much again."""
@@ -134,7 +136,7 @@ class ChannelsLast(Central):
 
     def __init__(self, given: Given) -> None:
         super().__init__(given)
-        self.net = self.net.to(memory_format=torch.channels_last)
+        self.net = self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class ByHand(Reference):

@@ -43,14 +43,14 @@ def show(record: Record, workloads: Sequence[str]) -> None:
     for name in workloads:
         columns = ("contender", "median", "quartiles", "to the limit [95 %]", "peak MiB")
         table(f"{name}: seconds a round; contenders with their threads", columns, timed(record, name))
-        columns = ("way", "median", "quartiles", "to one after the other [95 %]")
+        ways_columns = ("way", "median", "quartiles", "to one after the other [95 %]")
         table(
             f"{name}: seconds of a step of all clients; ways to convolve with their threads",
-            columns,
+            ways_columns,
             ways(record, name),
         )
-    columns = ("workload", "contender", "local ms", "method ms", "store ms", "outside", "peak MiB")
-    table("Of a round in a whole run, medians", columns, overheads(record, workloads))
+    of_rounds = ("workload", "contender", "local ms", "method ms", "store ms", "outside", "peak MiB")
+    table("Of a round in a whole run, medians", of_rounds, overheads(record, workloads))
     table("Start-up, seconds", ("what", "median", "least", "most"), startups(record, workloads))
     met = [(t.text, str(t.found), f"{t.limit:.3g}", "yes" if t.met else "no") for t in targets(record)]
     table("Targets", ("what", "found [95 %]", "at most", "met"), met)

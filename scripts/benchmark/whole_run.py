@@ -6,7 +6,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,8 +38,8 @@ class Clock:
 
         def timed(engine: Any, before: Any) -> Any:
             if self.first_only:
-                found = {"first": time.monotonic(), "loading": Images.seconds}
-                os.write(1, f"{json.dumps(found)}\n".encode())
+                times = {"first": time.monotonic(), "loading": Images.seconds}
+                os.write(1, f"{json.dumps(times)}\n".encode())
                 os._exit(0)
             if not self.began:
                 engine.executor, engine.method.round = self.executor(engine.executor), self.round(engine.method.round)
@@ -52,7 +52,7 @@ class Clock:
                 self.children = children_memory()
             return found
 
-        Engine.step = timed  # type: ignore[method-assign]
+        Engine.step = timed  # type: ignore[method-assign, assignment]
 
     def executor(self, inner: Any) -> Any:
         clock = self
@@ -69,7 +69,7 @@ class Clock:
         return Timed()
 
     def round(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(state: Any, now: Any) -> Iterator[Any]:
+        def timed(state: Any, now: Any) -> Generator[Any, Any, Any]:
             conversation, answer = inner(state, now), None
             while True:
                 began = time.perf_counter()

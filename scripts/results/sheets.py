@@ -69,7 +69,7 @@ def _shown(values: Sequence[float], planned: int) -> str:
     return text if len(values) == planned else f"{text} ({len(values)}/{planned})"
 
 
-COSTS = {
+COSTS: dict[str, Reading] = {
     "MB": lambda run: run.curves[SCOPE].bytes[-1] / 1e6,
     "GMAC": lambda run: run.curves[SCOPE].column("macs")[-1] / 1e9,
     "GMAC on the server": lambda run: run.curves[SCOPE].column("server_macs")[-1] / 1e9,

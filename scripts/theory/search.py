@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridfl import params as P
-from hybridfl.local import run_net
 from hybridfl.merging import atlas as A
 from hybridfl.optimizers import Adam
 from hybridfl.parametrization import project
 from hybridfl.params import Layout
+from hybridfl.stateless import run_net
 from theory.watching import Moment
 
 

@@ -14,14 +14,17 @@ from torch import Tensor
 
 from hybridfl import params as P
 from hybridfl import probes
-from hybridfl.engine import Record, Snapshot, task_of
+from hybridfl.assignment import task_of
+from hybridfl.engine import Record
 from hybridfl.experiment import same_numbers
-from hybridfl.local import run_net, run_task
+from hybridfl.local import run_task
 from hybridfl.merging import atlas as A
 from hybridfl.merging.ensemble import mean_logits
 from hybridfl.merging.objectives import NEEDS_TEACHER, ServerLoss
 from hybridfl.params import Layout
 from hybridfl.plan import Plan
+from hybridfl.snapshot import Snapshot
+from hybridfl.stateless import run_net
 from hybridfl.types import SERVER, Apply, Batch, Job, Model, View
 
 
