@@ -47,6 +47,12 @@ def written(start: Tensor, products: Sequence[Product], clients: int) -> Tensor:
     return out
 
 
+def pieces(rows: int, device: torch.device) -> int:
+    """In how many a product over so many rows is made: a CPU's threads share pieces better than the rows of one."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    return threads if rows % threads == 0 else 1
+
+
 class Stack:
     """Models of several clients.
 
@@ -84,9 +90,11 @@ class Stack:
                 continue
             out[name] = total = stack[0] * share.sum()
             for left, right, rate in self.products[name]:
-                # One product over the rows of all clients, laid out one client after the other.
-                scaled = (left * share[: len(left)].view(-1, 1, 1)).transpose(0, 1).flatten(1)
-                total.addmm_(scaled, right.flatten(0, 1), alpha=rate)
+                # A product over the rows of all clients, one client after the other.
+                scaled = left.transpose(1, 2) * share[: len(left)].view(-1, 1, 1)
+                parts = pieces(right.shape[0] * right.shape[1], right.device)
+                lefts, rights = (part.reshape(parts, -1, part.shape[-1]) for part in (scaled, right))
+                total.add_(torch.bmm(lefts.transpose(1, 2), rights).sum(0), alpha=rate)
         return out
 
 

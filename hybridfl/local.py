@@ -107,7 +107,7 @@ class Workbench:
     @cached_property
     def largest(self) -> Tensor:
         """Absolute value of the largest number of all inputs, 0-d; NaN if one of them is that."""
-        return torch.stack(self.x.aminmax()).abs().amax()
+        return P.greatest(self.x)
 
     def net_at(self, width: float) -> nn.Module:
         return self.net if width == 1 else self.other_widths[width]

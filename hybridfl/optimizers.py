@@ -182,7 +182,9 @@ def batches(examples: int, work: LocalWork, rng: np.random.Generator, steps: int
     size = min(work.batch_size, examples)
     order = np.empty(0, dtype=np.int64)
     for _ in range(steps):
-        if len(order) == 0 or (work.steps is not None and len(order) < size):
+        if len(order) == 0:
+            order = rng.permutation(examples)
+        elif work.steps is not None and len(order) < size:
             order = np.concatenate([order, rng.permutation(examples)])
         yield order[:size]
         order = order[size:]

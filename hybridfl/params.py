@@ -92,6 +92,11 @@ def norm(params: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([tensor.detach().square().sum() for tensor in params.values()]).sum().sqrt()
 
 
+def greatest(tensor: Tensor) -> Tensor:
+    """The largest absolute value, 0-d; NaN if there is one."""
+    return torch.stack(tensor.aminmax()).abs().amax()
+
+
 def tensors(value: Any) -> Iterator[Tensor]:
     """Every tensor in nested mappings, lists and tuples (a :class:`~hybridfl.types.Model` is one)."""
     if isinstance(value, Tensor):

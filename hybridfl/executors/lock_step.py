@@ -24,7 +24,7 @@ from hybridfl.local import TRAINING_PASSES, Outcome, Task, Workbench, finished, 
 from hybridfl.merging.slices import sliced
 from hybridfl.optimizers import learning_rates
 from hybridfl.parametrization import full
-from hybridfl.params import Params
+from hybridfl.params import Params, greatest
 from hybridfl.stateless import run_net
 from hybridfl.types import Apply, Batch, Model, State
 
@@ -180,10 +180,10 @@ class LockStep:
         assert self.deferring
         start, untouched = self.theta[self.deferring][0], self.chain and self.chain.reads_examples
         largest = self.bench.largest if untouched and self.first.augment is None else None
-        bound = start.abs().amax().double()
+        bound = greatest(start).double()
         for left, right, rate in self.products:
-            size = torch.stack(right.aminmax()).abs().amax() if largest is None else largest
-            bound = bound + abs(rate) * size.double() * left.abs().sum((1, 2)).amax()
+            size = greatest(right) if largest is None else largest
+            bound = bound + abs(rate) * right.shape[1] * size.double() * greatest(left)
         return bool(bound < torch.finfo(start.dtype).max / 4)
 
     def finite(self) -> list[bool]:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridfl.deferred import Product
+from hybridfl.deferred import Product, pieces
 from hybridfl.models.precision import is_lowered
 from hybridfl.params import Params
 
@@ -199,7 +199,7 @@ def _passed(layer: Layer, params: Params, x: Tensor, products: Sequence[Product]
     weight, bias = params[f"{layer.name}.weight"], params[f"{layer.name}.bias"] if layer.bias else None
     if products:
         rows = x.flatten(1, -2)
-        found = F.linear(rows, weight[0])
+        found = _linear(rows, weight[0], None)
         for left, right, rate in products:
             those = slice(0, len(rows))
             found.baddbmm_(torch.bmm(rows, right[those].transpose(1, 2)), left[those].transpose(1, 2), alpha=rate)
@@ -207,11 +207,21 @@ def _passed(layer: Layer, params: Params, x: Tensor, products: Sequence[Product]
             found += bias.unsqueeze(1)
         return Passed(x, found.view(*x.shape[:-1], -1))
     if is_shared(weight):
-        return Passed(x, F.linear(x, weight[0], None if bias is None else bias[0]))
+        return Passed(x, _linear(x, weight[0], None if bias is None else bias[0]))
     # Weights on the left and features before rows is the order in which small products are fastest.
     rows = x.flatten(1, -2).transpose(1, 2)
     out = torch.bmm(weight, rows) if bias is None else torch.baddbmm(bias.unsqueeze(2), weight, rows)
     return Passed(x, out.transpose(1, 2).reshape(*x.shape[:-1], -1))
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x Wᵀ + b`` with weights that all clients share."""
+    parts = pieces(x.numel() // x.shape[-1], x.device)
+    if parts == 1:
+        return F.linear(x, weight, bias)
+    rows, by_part = x.reshape(parts, -1, x.shape[-1]), weight.t().expand(parts, -1, -1)
+    found = torch.bmm(rows, by_part) if bias is None else torch.baddbmm(bias, rows, by_part)
+    return found.view(*x.shape[:-1], -1)
 
 
 def chain(net: nn.Module) -> Chain | None:
