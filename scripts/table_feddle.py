@@ -1,6 +1,6 @@
 """The study of Feddle: runs what is missing of the presets feddle_e1 to feddle_e10, then tables, plots and verdicts.
 
-    python scripts/table_feddle.py                                    at the scale cpu, some ten core-hours
+    python scripts/table_feddle.py                                    at the scale cpu, some eight core-hours
     python scripts/table_feddle.py --scale smoke --out outputs/smoke  to see that it works
     python scripts/table_feddle.py --no-runs                          tables of what has been run
 
