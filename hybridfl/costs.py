@@ -68,7 +68,9 @@ def returned(job: Job, result: Result, kept: Collection[str] = ()) -> int:
         return nbytes(tensors([result.probes]))
     if not (job.is_measurement or result.probes or result.optimizer_state):
         # The same, quickly: a trained model names no tensor twice.
-        return sum(tensor.nbytes for part in result.sizes for name, tensor in part.items() if name not in kept)
+        if result.deferred and not kept:
+            return result.deferred.stack.nbytes
+        return sum(tensor.nbytes for part in result.model for name, tensor in part.items() if name not in kept)
     model = [] if job.is_measurement else [without(result.model, kept)]
     state = None if "optimizer_state" in job.held else result.optimizer_state
     return nbytes(tensors([*model, result.probes, state]))

@@ -8,6 +8,7 @@ fraction of the time and memory traffic. Whoever reads a model finds plain tenso
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -75,6 +76,11 @@ class Stack:
             parts = {name: stack.unbind() for name, stack in self.params.items()}
             self._models = [{name: own[i] for name, own in parts.items()} for i in range(clients)]
         return self._models
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Of one client's model."""
+        return sum(stack[0].nbytes for stack in self.params.values())
 
     @property
     def is_written(self) -> bool:

@@ -106,6 +106,8 @@ class Turn:
         for arrival in self.born:
             births[arrival.client].append(arrival)
         waiting: dict[tuple[int, str], list[Arrival]] = {}
+        due = [(r.slot, r.order, r.result, r.upload) for r in self.in_flight if r.arrival == self.index]
+        self.in_flight = [r for r in self.in_flight if r.arrival > self.index]
         lost = 0
         for order, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True)):
             if job.participant == SERVER or job.is_measurement:
@@ -122,13 +124,15 @@ class Turn:
             lost += arrival.lost
             result = None if arrival.lost else self.sound(job, outcome)
             upload = returned(job, outcome.result, self.federation.kept_names)
-            if result is not None and arrival.round > self.index:
+            if arrival.round == self.index:
+                due.append((arrival.slot, order, result, upload))
+                continue
+            if result is not None:
                 result.write_out()  # as a checkpoint would: a run that goes on from one adds up the same numbers
             self.in_flight.append(InFlight(arrival.round, arrival.slot, order, result, upload))
-        due = sorted((r for r in self.in_flight if r.arrival == self.index), key=lambda r: (r.slot, r.order))
-        self.in_flight = [r for r in self.in_flight if r.arrival > self.index]
-        arrived = Results(r.result for r in due if r.result is not None)
-        self.costs = self.costs.plus(bytes_up=sum(r.upload for r in due if r.result is not None))
+        due.sort(key=lambda arrival: arrival[:2])
+        arrived = Results(result for _, _, result, _ in due if result is not None)
+        self.costs = self.costs.plus(bytes_up=sum(upload for _, _, result, upload in due if result is not None))
         if lost:
             self.notes.append(f"round {self.index + 1}: results lost on the way: {lost}")
         # Where everybody has dropped out, or never started, a method that asked nobody else has nothing to go on with; but

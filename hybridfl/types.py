@@ -207,11 +207,6 @@ class Result:
         _ = self.model
 
     @property
-    def sizes(self) -> Model:
-        """The model, or one with the same names and sizes if this one is not written out."""
-        return self.start if self.deferred else self.model
-
-    @property
     def delta(self) -> Params:
         """The update: θ after minus θ before."""
         return P.subtract(self.model.params, self.start.params)
