@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from hybridfl import params as P
 from hybridfl.assignment import task_of
 from hybridfl.checkpoints import pack, unpack
 from hybridfl.costs import returned
-from hybridfl.deferred import Product, Stack, written
+from hybridfl.deferred import Product, Stack, pieces, written
 from hybridfl.executors.sequential import Sequential
 from hybridfl.executors.vectorized import Vectorized
 from hybridfl.experiment import packed, unpacked
@@ -68,10 +68,25 @@ def test_a_stack_of_products_has_the_sums_and_the_mean_of_what_is_written_out() 
     assert torch.allclose(torch.stack([model["w"] for model in models]), expected, atol=1e-14)
 
 
-@pytest.mark.parametrize("memory", [None, 1])
-def test_a_mean_writes_nothing_out_and_is_that_of_the_models(memory: int | None, monkeypatch: Any) -> None:
-    if memory:  # two stacks of three clients
-        monkeypatch.setattr(Vectorized, "_together", lambda *_: 3)
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_two_threads_share_a_product_in_two_pieces() -> None:
+    assert [pieces(rows, torch.device("cpu")) for rows in (42, 7)] == [2, 1]
+    assert pieces(42, torch.device("meta")) == 1
+    expected = results(Sequential().run(*tasks_of()))
+    assert helpers.close(results(outcomes()).mean().params, expected.mean().params)
+
+
+@pytest.mark.parametrize("stacks", [1, 2])
+def test_a_mean_writes_nothing_out_and_is_that_of_the_models(stacks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Vectorized, "_together", lambda *_: 6 // stacks)
     bench, tasks = tasks_of()
     assert {task.steps for task in tasks} == {1, 2, 3}
     expected, found = results(Sequential().run(bench, tasks)), results(outcomes())
