@@ -54,6 +54,12 @@ def pieces(rows: int, device: torch.device) -> int:
     return threads if rows % threads == 0 else 1
 
 
+def apart(stacks: Params, clients: int) -> list[Params]:
+    """The tensors of each client, views."""
+    parts = {name: stack.unbind() for name, stack in stacks.items()}
+    return [{name: own[i] for name, own in parts.items()} for i in range(clients)]
+
+
 class Stack:
     """Models of several clients.
 
@@ -73,8 +79,7 @@ class Stack:
             for name, products in self.products.items():
                 self.params[name] = written(self.params[name][0], products, clients)
             self.products = {}
-            parts = {name: stack.unbind() for name, stack in self.params.items()}
-            self._models = [{name: own[i] for name, own in parts.items()} for i in range(clients)]
+            self._models = apart(self.params, clients)
         return self._models
 
     @cached_property

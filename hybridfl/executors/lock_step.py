@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from hybridfl.deferred import Deferred, Product, Stack, written
+from hybridfl.deferred import Deferred, Product, Stack, apart, written
 from hybridfl.executors.batching import Fed, Feed, Selection, Share
 from hybridfl.executors.grouped import Grouped, grouped
 from hybridfl.executors.stacked import Chain, chain, is_shared
@@ -149,7 +149,7 @@ class LockStep:
         if self.deferring and self.products:
             stack = Stack(self.theta, {self.deferring: self.products})
             return [Deferred(stack, i) for i in range(len(self.tasks))]
-        theta, buffers = _apart(self.theta, len(self.tasks)), _apart(self.buffers, len(self.tasks))
+        theta, buffers = apart(self.theta, len(self.tasks)), apart(self.buffers, len(self.tasks))
         return [Model(*parts) for parts in zip(theta, buffers, strict=True)]
 
     def shared_weight(self) -> str | None:
@@ -333,12 +333,6 @@ def _part(whole: Any, chosen: Selection) -> Any:
     if isinstance(chosen, slice) and chosen.stop == len(whole):
         return whole
     return whole[chosen]
-
-
-def _apart(stacks: Params, clients: int) -> list[Params]:
-    """The tensors of each client, views."""
-    parts = {name: stack.unbind() for name, stack in stacks.items()}
-    return [{name: own[i] for name, own in parts.items()} for i in range(clients)]
 
 
 def _in_dims(fed: Fed) -> Any:
